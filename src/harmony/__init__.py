@@ -1,0 +1,1 @@
+"""Pre-training of image encoders on image-caption pairs, and their evaluation."""

@@ -1,0 +1,209 @@
+"""Which patches and words are hidden, drawn from each example's own chance for a whole batch at once.
+
+Shapes: B examples, V crops of a view, N = rows * columns patches of a crop, T caption tokens.
+A sampler is a small frozen value: an objective makes it from its settings, the loader's workers draw with it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from torch import Tensor
+
+from harmony.chance import Chance
+from harmony.data.batch import Mask
+from harmony.data.ranges import PositiveRange, UnitRange
+from harmony.errors import unknown
+from harmony.schedules import Clock, Schedule, Share
+
+SMALLEST_BLOCK = 4
+"""Patches of the smallest block, unless fewer are left to hide (BEiT uses 16, DINOv2 4)."""
+
+PROPOSALS = 64
+"""Blocks tried an image before single patches fill what is missing."""
+
+
+_UnitShare = Annotated[float, Field(ge=0, le=1)]
+
+
+class PatchSampler(BaseModel):
+    """Hides patches of every crop of one view."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: Annotated[str, Field(description="name of the view; given by the objective, not by the recipe")] = "global"
+    stream: ClassVar[None] = None
+
+    def on(self, view: str) -> Self:
+        """The same sampler for another view."""
+        return self.model_copy(update={"view": view})
+
+    def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
+        """Draw for a batch.
+
+        Args:
+            name: the mask's name; masks of different names are independent.
+            chance: streams of the B examples.
+            crops: V, how many crops the view has.
+            grid: (rows, columns) of patches in a crop.
+            clock: the place in the run, for samplers with a schedule.
+
+        Returns:
+            A mask of shape (V, B, N), patches in row order.
+        """
+        raise NotImplementedError
+
+
+class BlockMasks(PatchSampler):
+    """Block-wise masks of iBOT (arXiv 2111.07832, after BEiT, arXiv 2106.08254, algorithm 1).
+
+    Of the images, `share` are masked; each of those hides exactly round(ratio * N) patches, its ratio uniform in
+    `ratio`. Rectangles are proposed one after the other: area uniform between 4 patches and what remains to be hidden,
+    aspect log-uniform, place uniform; one is taken when it fits the grid and adds at least one patch and no more than
+    remain. After 64 proposals, single patches at random places make up what is missing. (The published
+    code stops short instead, so that its images hide a few patches fewer than drawn.)
+    """
+
+    ratio: Annotated[UnitRange, Field(description="range of the share of patches hidden in a masked image")] = (0.1, 0.5)
+    share: Annotated[_UnitShare, Field(description="share of the images that are masked at all")] = 0.5
+    aspect: Annotated[PositiveRange, Field(description="range of a block's height over its width")] = (0.3, 1 / 0.3)
+
+    def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
+        rows, columns = grid
+        missing = self._counts(name, chance, crops, rows * columns).flatten()  # (B * V), patches still to be hidden
+        hidden = torch.zeros(len(missing), rows, columns, dtype=torch.bool, device=missing.device)
+        row = torch.arange(rows, device=missing.device)[:, None]
+        column = torch.arange(columns, device=missing.device)[None, :]
+        proposals = chance.uniform(f"{name}/blocks", crops, PROPOSALS, 4).flatten(0, 1)  # (B * V, proposals, 4)
+        for area, aspect, place_y, place_x in (proposal.unbind(-1) for proposal in proposals.unbind(1)):
+            if not missing.any():
+                break
+            height, width = self._sides(area, aspect, missing)
+            top = (place_y * (rows - height + 1)).floor()[:, None, None]
+            left = (place_x * (columns - width + 1)).floor()[:, None, None]
+            block = (row >= top) & (row < top + height[:, None, None])
+            block = block & (column >= left) & (column < left + width[:, None, None])
+            added = (block & ~hidden).sum((1, 2))
+            fits = (height >= 1) & (height <= rows) & (width >= 1) & (width <= columns)
+            taken = fits & (added >= 1) & (added <= missing)
+            hidden |= block & taken[:, None, None]
+            missing = missing - added * taken
+        filled = hidden.flatten(1) | _lowest(chance.uniform(f"{name}/rest", crops, rows * columns), ~hidden, missing)
+        return Mask.of(_crop_major(filled, crops))
+
+    def _counts(self, name: str, chance: Chance, crops: int, patches: int) -> Tensor:
+        """(B, V) int64, how many patches each image hides."""
+        ratio = self.ratio[0] + (self.ratio[1] - self.ratio[0]) * chance.uniform(f"{name}/ratio", crops)
+        chosen = chance.uniform(f"{name}/share", crops) < self.share
+        return torch.where(chosen, (ratio * patches).round().long(), 0)
+
+    def _sides(self, area: Tensor, aspect: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """Height and width in patches of one proposed block an image, from two uniform numbers and what is missing."""
+        smallest = missing.clamp(max=SMALLEST_BLOCK)
+        patches = smallest + area * (missing - smallest)
+        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
+        ratio = (low + aspect * (high - low)).exp()
+        return (patches * ratio).sqrt().round(), (patches / ratio).sqrt().round()
+
+
+class RandomPatches(PatchSampler):
+    """Hides single patches at random, equally many in every crop (MAE, arXiv 2111.06377).
+
+    int(N * (1 - ratio)) patches stay, those with the smallest noise; `Mask.kept` lists them.
+    """
+
+    ratio: Annotated[Share, Field(description="share of the patches hidden")] = Schedule.constant(0.75)
+
+    def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
+        patches = grid[0] * grid[1]
+        # Rounding guards against 1 - 0.9 = 0.0999...98: N = 10 must keep one patch, not none.
+        visible = int(round(patches * (1 - self.ratio(clock)), 6))
+        noise = chance.uniform(f"{name}/noise", crops, patches)
+        order = noise.argsort(dim=-1, stable=True)
+        hidden = torch.ones_like(noise, dtype=torch.bool).scatter_(-1, order[..., :visible], False)
+        return Mask.of(_crop_major(hidden.flatten(0, 1), crops), equal_counts=True)
+
+
+class WordSampler(BaseModel):
+    """Hides words of one caption stream."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stream: Annotated[str, Field(description="name of the caption stream; given by the objective")] = "caption"
+    view: ClassVar[None] = None
+
+    def draw(self, name: str, chance: Chance, tokens: Tensor, clock: Clock) -> Mask:
+        """Draw for the captions `tokens` (B, T) int64; returns a mask of shape (B, T)."""
+        raise NotImplementedError
+
+
+class RandomWords(WordSampler):
+    """Hides round(share * words) words of each caption, at least one where there is a word (none when share is 0).
+
+    The words are the tokens between begin and end. What follows the end token is padding, as are zeros at the end of a
+    caption that was cut before its end token; a zero between words is a word ("!" is token 0 of CLIP's vocabulary).
+    """
+
+    share: Annotated[Share, Field(description="share of the words hidden")] = Schedule.constant(0.2)
+    begin: Annotated[int, Field(description="id of the begin token")] = 49406
+    end: Annotated[int, Field(description="id of the end token")] = 49407
+
+    def draw(self, name: str, chance: Chance, tokens: Tensor, clock: Clock) -> Mask:
+        words = self.words(tokens)
+        share = self.share(clock)
+        count = words.sum(1)
+        hide = torch.zeros_like(count) if share == 0 else (count * share).round().long().clamp(min=1).minimum(count)
+        noise = chance.uniform(f"{name}/noise", tokens.shape[1])
+        return Mask.of(_lowest(noise, words, hide))
+
+    def words(self, tokens: Tensor) -> Tensor:
+        """(B, T) bool, where `tokens` (B, T) are words."""
+        before_end = (tokens == self.end).cumsum(1) == 0
+        before_padding = (tokens != 0).flip(1).cumsum(1).flip(1) > 0
+        return before_end & before_padding & (tokens != self.begin)
+
+
+MaskSampler = PatchSampler | WordSampler
+
+PATCH_SAMPLERS: dict[str, type[PatchSampler]] = {"block": BlockMasks, "random": RandomPatches}
+
+
+def patch_sampler(value: Any) -> PatchSampler:
+    """A patch sampler from what a recipe says: `block`, or `{block: {ratio: [0.1, 0.5], share: 0.5}}`."""
+    if isinstance(value, PatchSampler):
+        return value
+    if isinstance(value, str):
+        value = {value: {}}
+    if not (isinstance(value, Mapping) and len(value) == 1):
+        raise ValueError(f"{value!r} is not a mask; write one kind and its settings, as in {{block: {{share: 0.5}}}}")
+    kind, settings = next(iter(value.items()))
+    try:
+        sampler = PATCH_SAMPLERS[kind]
+    except KeyError:
+        raise ValueError(str(unknown("kind of mask", str(kind), PATCH_SAMPLERS))) from None
+    if "view" in (settings or {}):
+        raise ValueError("a mask's view is the view of its objective; leave `view` out of the mask")
+    return sampler.model_validate(settings or {})
+
+
+def _written(sampler: PatchSampler) -> dict[str, Any]:
+    kind = next(name for name, known in PATCH_SAMPLERS.items() if type(sampler) is known)
+    return {kind: sampler.model_dump(mode="json", exclude={"view"})}
+
+
+PatchMasks = Annotated[PatchSampler, BeforeValidator(patch_sampler), PlainSerializer(_written)]
+"""The field of an objective's settings that names a kind of mask; `.on(view)` gives its sampler."""
+
+
+def _lowest(noise: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
+    """In each row, the `count` allowed places with the smallest noise: (R, N) bool from (R, N), (R, N), (R,)."""
+    noise = noise.reshape(len(count), -1).masked_fill(~allowed.reshape(len(count), -1), math.inf)
+    rank = noise.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank < count[:, None]
+
+
+def _crop_major(hidden: Tensor, crops: int) -> Tensor:
+    """(B * V, ...) with the crops of an example side by side, to (V, B, N)."""
+    return hidden.view(-1, crops, hidden[0].numel() if len(hidden) else 0).transpose(0, 1).contiguous()

@@ -1,0 +1,147 @@
+"""What every source of examples offers, whatever it reads from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from PIL import Image
+
+from harmony.errors import UserError, unknown
+
+
+class BadExample(Exception):  # noqa: N818 - it names the example, and is met, counted and replaced
+    """One example cannot be used: it is missing, damaged, too large or without what is needed of it.
+
+    Args:
+        key: the example's name in its source.
+        reason: what is wrong, as it can stand behind "the image".
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image and what is known of it.
+
+    Attributes:
+        key: its name, unique in most sources; for messages and for matching.
+        image: the encoded file, or a picture for sources that make their own.
+        captions: none, one or several.
+        label: class index, for evaluation alone; a batch never carries it.
+        extra: what a source knows besides; the scenes give "mask" (H, W) uint8 and "boxes" (K, 4).
+    """
+
+    key: str
+    image: bytes | Image.Image
+    captions: list[str] = field(default_factory=list)
+    label: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source finds the parts of an example; None leaves it to the source's usual names.
+
+    A URI may give each of them as well: `table:pairs.csv?caption_key=title&images=pictures`.
+
+    Attributes:
+        caption_key: where captions are: a column, a json key or the ending of a text file (`txt`).
+        image_key: where the image is: a column or the ending of a file (`jpg`).
+        label_key: where the class is: a column or the ending of a file (`cls`).
+        images: folder that the image paths of a table are relative to; the table's own when None.
+    """
+
+    caption_key: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    images: str | None = None
+
+    def overridden(self, query: dict[str, str]) -> "SourceOptions":
+        """With what a URI's query says in place of these; UserError for a name that is not an option."""
+        names = [option.name for option in fields(self)]
+        for name in query:
+            if name not in names:
+                raise unknown("setting in a data URI", name, names)
+        return replace(self, **query)
+
+
+class Source(ABC):
+    """A fixed number of examples in a fixed order, each readable on its own.
+
+    A source is shared with worker processes, by fork or by pickle. It keeps its index in flat arrays (a Python object an
+    item would be copied into every worker as soon as its reference count changes) and opens files where it reads them.
+
+    Attributes:
+        uri: what it was opened from.
+        class_names: names of the classes that labels count, when they are known.
+    """
+
+    uri: str
+    class_names: list[str] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> Example:
+        """Read example i of 0 .. len-1; BadExample when it cannot be read."""
+
+    @abstractmethod
+    def key(self, i: int) -> str:
+        """Name of example i, without reading it."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short text that differs when the names, sizes or number of the examples differ; the same wherever they lie."""
+
+    def has_captions(self) -> bool:
+        """Whether some example has a caption where this source looks for captions."""
+        return False
+
+    def has_labels(self) -> bool:
+        """Whether examples have labels."""
+        return self.class_names is not None
+
+    def caption_fields(self) -> list[str]:
+        """Names under which captions might be, as seen in the data: columns, json keys, file endings."""
+        return []
+
+    def caption_place(self) -> str:
+        """Where this source looked for captions, in words."""
+        return "this source"
+
+    def problems(self) -> list[str]:
+        """What is wrong with the data as far as the index shows: damaged shards, duplicate keys, missing parts."""
+        return []
+
+    def require_captions(self) -> None:
+        """UserError when no example has a caption where this source looks for captions."""
+        if not self.has_captions():
+            seen = ", ".join(self.caption_fields()) or "nothing beside the images"
+            raise UserError(
+                f"no example of {self.uri} has a caption: looked in {self.caption_place()}, and saw {seen}; "
+                "name the right one with data.caption_key"
+            )
+
+
+def words_of(value: Any) -> list[str]:
+    """The captions in a json value or a table's cell: a text, or a list of texts; blank ones are left out."""
+    if isinstance(value, str):
+        text = " ".join(value.split())
+        return [text] if text else []
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [text for item in value if isinstance(item, str) for text in words_of(item)]
+    return []
+
+
+def spread(count: int, wanted: int) -> range:
+    """At most `wanted` indices spread evenly over 0 .. count-1."""
+    return range(0, count, max(1, -(-count // max(1, wanted))))

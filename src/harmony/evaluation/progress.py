@@ -1,0 +1,24 @@
+"""How far a long evaluation has come: a live bar in a terminal, one line at the end elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+ItemT = TypeVar("ItemT")
+
+
+def track(items: Iterable[ItemT], total: int, doing: str) -> Iterator[ItemT]:
+    """Hand on `items` and show how many of `total` are done, on the error stream."""
+    console = Console(file=sys.stderr)
+    start = time.perf_counter()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=doing)
+    else:
+        yield from items
+    console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", highlight=False)

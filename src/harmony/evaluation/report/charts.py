@@ -1,0 +1,236 @@
+"""Line charts and bars as inline SVG. Colours are the page's CSS variables, so that they follow its light or dark dress."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harmony.evaluation.report.html import Html, joined, number, percent, tag
+from harmony.evaluation.report.log import Curve, smoothed, thinned
+
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: its name, its points, and which of the page's eight colours it has (1 to 8)."""
+
+    name: str
+    curve: Curve
+    colour: int = 1
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A horizontal line to compare with, and what it means."""
+
+    value: float
+    label: str
+
+
+def chart(
+    title: str, says: str, lines: Sequence[Line], marks: Sequence[Mark] = (), smooth: bool = True, share: bool = False
+) -> Html:
+    """A figure with one chart: title, latest value or legend, the lines over the steps, and a sentence on its meaning.
+
+    Args:
+        title: what is drawn.
+        says: one sentence that helps to read it.
+        lines: at least one, each with points.
+        marks: horizontal lines to compare with.
+        smooth: whether a running mean is drawn over the (then pale) points.
+        share: whether the values are shares, shown as percentages.
+    """
+    drawn = [(line, thinned(line.curve), thinned(smoothed(line.curve)) if smooth else None) for line in lines]
+    values = [value for _, raw, mean in drawn for value in (*raw.values, *(mean.values if mean else ()))]
+    scale = Scale.around(values, [mark.value for mark in marks])
+    first, last = min(line.curve.steps[0] for line in lines), max(line.curve.steps[-1] for line in lines)
+    plot = Plot(scale, first, last)
+    body = joined(
+        [
+            *plot.grid(share),
+            *(plot.mark(mark) for mark in marks if scale.low <= mark.value <= scale.high),
+            *(plot.path(raw, line.colour, "raw" if mean else "line") for line, raw, mean in drawn),
+            *(plot.path(mean, line.colour, "line") for line, _, mean in drawn if mean),
+        ]
+    )
+    image = tag(
+        "svg",
+        body,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title} over the steps of the run",
+        data_chart=_hover(plot, [(line, mean or raw) for line, raw, mean in drawn], share),
+    )
+    return tag("figure", _head(title, lines, share), image, tag("figcaption", says), class_="chart")
+
+
+def _head(title: str, lines: Sequence[Line], share: bool) -> Html:
+    if len(lines) == 1:
+        beside = tag("span", _shown(lines[0].curve.tail, share), class_="now")
+    else:
+        keys = (tag("span", tag("i", class_=f"c{line.colour}"), line.name, class_="key") for line in lines)
+        beside = tag("span", *keys, class_="legend")
+    return tag("div", tag("h3", title), beside, class_="head")
+
+
+def _shown(value: float, share: bool) -> str:
+    return percent(value) if share else number(value)
+
+
+def _hover(plot: "Plot", lines: Sequence[tuple[Line, Curve]], share: bool) -> str:
+    """What the page's script needs to read values off the chart."""
+    return json.dumps(
+        {
+            "share": share,
+            "lines": [
+                {
+                    "name": line.name,
+                    "colour": line.colour,
+                    "points": [
+                        [round(step, 1), float(f"{value:.5g}"), round(plot.x(step), 1), round(plot.y(value), 1)]
+                        for step, value in zip(curve.steps, curve.values, strict=True)
+                    ],
+                }
+                for line, curve in lines
+            ],
+        },
+        separators=(",", ":"),
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A vertical axis from `low` to `high` with a tick each `step`."""
+
+    low: float
+    high: float
+    step: float
+
+    @classmethod
+    def around(cls, values: Sequence[float], marks: Sequence[float] = ()) -> "Scale":
+        """An axis that holds the values, and a mark when that costs less than half of the height."""
+        low, high = min(values), max(values)
+        span = high - low
+        for mark in marks:
+            if low - span <= mark <= high + span:
+                low, high = min(low, mark), max(high, mark)
+        if high - low < 1e-9 * max(1.0, abs(high)):
+            low, high = low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
+        step = nice_step((high - low) / 3.2)
+        return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
+
+    def ticks(self) -> list[float]:
+        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
+
+
+def nice_step(rough: float) -> float:
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is at least `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Where values and steps lie in the picture."""
+
+    scale: Scale
+    first: float
+    last: float
+
+    def x(self, step: float) -> float:
+        span = self.last - self.first
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((step - self.first) / span if span else 0.5)
+
+    def y(self, value: float) -> float:
+        share = (value - self.scale.low) / (self.scale.high - self.scale.low)
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    def grid(self, share: bool) -> list[Html]:
+        parts = []
+        for tick in self.scale.ticks():
+            y = f"{self.y(tick):.1f}"
+            parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+            parts.append(tag("text", _tick(tick, self.scale.step, share), x=LEFT - 6, y=y, dy="0.32em", class_="left"))
+        for step, place in ((self.first, "start"), (self.last, "end")):
+            label = f"step {number(step)}" if place == "start" else number(step)
+            parts.append(tag("text", label, x=f"{self.x(step):.1f}", y=HEIGHT - 7, class_=place))
+        return parts
+
+    def mark(self, mark: Mark) -> Html:
+        y = self.y(mark.value)
+        above = y - 5 if y > TOP + 16 else y + 12
+        return joined(
+            [
+                tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="mark"),
+                tag("text", mark.label, x=WIDTH - RIGHT, y=f"{above:.1f}", class_="end marked"),
+            ]
+        )
+
+    def path(self, curve: Curve, colour: int, kind: str) -> Html:
+        points = [f"{self.x(s):.1f} {self.y(v):.1f}" for s, v in zip(curve.steps, curve.values, strict=True)]
+        if len(points) == 1:
+            x, y = points[0].split()
+            return tag("circle", cx=x, cy=y, r=3, class_=f"dot c{colour}")
+        return tag("path", d="M" + "L".join(points), class_=f"{kind} c{colour}")
+
+
+def _tick(value: float, step: float, share: bool) -> str:
+    if share:
+        digits = max(0, -math.floor(math.log10(step * 100) + 1e-9))
+        return f"{100 * value:.{digits}f} %"
+    if abs(value) < step * 1e-6:
+        return "0"
+    if abs(value) >= 1e5 or step < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace(".0e", "e")
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    if step < 1 and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
+        digits += 1  # steps such as 0.25
+    return f"{value:,.{digits}f}" if step >= 1 or digits else f"{value:g}"
+
+
+def bars(rows: Sequence[tuple[str, float | None, str]], chance: float | None = None) -> Html:
+    """Horizontal bars of shares.
+
+    Args:
+        rows: label, share from 0 to 1 (None when there is none), and a remark behind the number.
+        chance: a level that is marked in every bar.
+    """
+    drawn = []
+    for label, share, remark in rows:
+        mark = tag("b", style=f"left:{100 * chance:.2f}%", title=f"chance {percent(chance)}") if chance is not None else ""
+        fill = tag("i", style=f"width:{100 * share:.2f}%") if share is not None else ""
+        drawn.append(
+            tag(
+                "div",
+                tag("span", label, class_="label", title=label),
+                tag("span", fill, mark, class_="track"),
+                tag("span", "–" if share is None else percent(share), tag("small", remark), class_="value"),
+                class_="bar",
+            )
+        )
+    return tag("div", *drawn, class_="bars")
+
+
+def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Html:
+    """A confusion matrix: a row a true class, a column a predicted one, shaded by the row's share."""
+    size = len(names)
+    cells = []
+    for row, line in enumerate(counts):
+        total = sum(line) or 1
+        for column, count in enumerate(line):
+            if count:
+                cells.append(
+                    tag(
+                        "rect",
+                        tag("title", f"{names[row]} → {names[column]}: {count} of {total} ({percent(count / total)})"),
+                        x=column,
+                        y=row,
+                        width=0.94,
+                        height=0.94,
+                        class_="right" if row == column else "wrong",
+                        fill_opacity=f"{0.12 + 0.88 * count / total:.2f}",
+                    )
+                )
+    return tag("svg", *cells, viewBox=f"0 0 {size} {size}", class_="heat", role="img", aria_label="confusion matrix")

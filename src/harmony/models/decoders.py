@@ -1,0 +1,143 @@
+"""Decoders: from the encoder's tokens back to pixels and to words.
+
+Shapes: B images or captions, N patches, K kept patches, M removed patches or masked words, D encoder width, W decoder
+width, T words.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from open_clip.transformer import QuickGELU, Transformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from harmony.models.text import VOCABULARY, Attention, attention_mask
+
+
+def sine_cosine_positions(width: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed two-dimensional positions, (rows * columns, width) float64 (MAE, arXiv 2111.06377, section 3).
+
+    The first half of the channels codes the column, the second the row; each half holds sines, then cosines, of
+    position / 10000^(i / (width / 4)) for i = 0 .. width / 4 - 1 (arXiv 1706.03762, section 3.5).
+    """
+    quarter = width // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+
+
+class PixelDecoder(nn.Module):
+    """MAE's decoder: kept tokens, mask tokens in the gaps, positions, transformer blocks, pixels of the gaps.
+
+    Attributes:
+        positions: (1, 1 + N, W) fixed; the class token's is zero.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        encoder_width: int,
+        grid: tuple[int, int],
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        positions: Literal["sine_cosine", "none"],
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.pixels = nn.Linear(width, patch * patch * 3)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        table = torch.zeros(1 + grid[0] * grid[1], width)
+        if positions == "sine_cosine":
+            nn.init.normal_(self.mask_token, std=0.02)
+            table[1:] = sine_cosine_positions(width, grid)
+        self.register_buffer("positions", table[None])
+
+    def forward(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
+        """Predict the removed patches.
+
+        Args:
+            tokens: (B, prefix + K, D) from the encoder.
+            prefix: number of class and register tokens; only the class token enters the decoder.
+            kept: (B, K) int64, places of the kept patches.
+            removed: (B, N - K) int64, places of the others.
+
+        Returns:
+            (B, N - K, patch * patch * 3).
+        """
+        x = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
+        kept, removed = kept[..., None], removed[..., None]
+        width = x.shape[-1]
+        mask_tokens = self.mask_token.to(x.dtype).expand(len(x), self.positions.shape[1] - 1, width)
+        full = mask_tokens.scatter(1, kept.expand(-1, -1, width), x[:, 1:])
+        x = torch.cat([x[:, :1], full], dim=1) + self.positions.to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.pixels(self.norm(x[:, 1:].gather(1, removed.expand(-1, -1, width))))
+
+
+class WordDecoder(nn.Module):
+    """Masked words from the text tower's tokens: a small transformer, a norm, a linear layer over the vocabulary.
+
+    The output has one entry more than the tokenizer's vocabulary, for the mask token, as in the published model.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        activation: Literal["gelu", "quick_gelu"],
+        init: Literal["scaled", "default"],
+    ) -> None:
+        super().__init__()
+        act = QuickGELU if activation == "quick_gelu" else nn.GELU
+        self.heads = heads
+        self.transformer = Transformer(width, layers, heads, act_layer=act)
+        self.norm = nn.LayerNorm(width)
+        self.words = nn.Linear(width, VOCABULARY + 1)
+        if init == "scaled":
+            self._scale(width, layers)
+
+    def _scale(self, width: int, layers: int) -> None:
+        """The text tower's own initial spread (CLIP, arXiv 2103.00020), and 0.01 for the vocabulary."""
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        nn.init.normal_(self.words.weight, std=0.01)
+        nn.init.zeros_(self.words.bias)
+
+    def forward(self, tokens: Tensor, end: Tensor, index: Tensor, attention: Attention) -> Tensor:
+        """Scores of the masked words.
+
+        Args:
+            tokens: (B, T, W) from the text tower.
+            end: (B,) places of the end tokens.
+            index: (M,) flat places of the masked words in B * T.
+            attention: what a word may see.
+
+        Returns:
+            (M, vocabulary + 1).
+        """
+        x = self.transformer(tokens, attn_mask=attention_mask(tokens.shape[1], self.heads, end, attention))
+        return self.words(self.norm(x.flatten(0, 1)[index]))
+
+
+def vocabulary_entropy() -> float:
+    """Cross-entropy of a uniform guess over the decoder's output, in nats."""
+    return math.log(VOCABULARY + 1)

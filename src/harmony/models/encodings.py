@@ -1,0 +1,63 @@
+"""What an encoder hands out. Shapes: B images or captions, V crops, N patches, T words, D width, E shared width."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageEncoding:
+    """Tokens of images after the final norm, with any leading shape (B, ...) or (V, B, ...).
+
+    Attributes:
+        tokens: (..., prefix + N, D): class token, registers, patches (only the kept ones in a kept-token pass).
+        prefix: number of class and register tokens.
+        project: the tower's projection of a class token into the shared space.
+        layers: outputs of the blocks that were asked for, by index, before the final norm, shaped as `tokens`.
+    """
+
+    tokens: Tensor
+    prefix: int
+    project: Callable[[Tensor], Tensor]
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> Tensor:
+        """(..., D), the class token."""
+        return self.tokens[..., 0, :]
+
+    @property
+    def patches(self) -> Tensor:
+        """(..., N, D), the patch tokens."""
+        return self.tokens[..., self.prefix :, :]
+
+    def embed(self) -> Tensor:
+        """(..., E), the class token in the space shared with captions, not normalised."""
+        return self.project(self.cls)
+
+    def crop(self, index: int) -> "ImageEncoding":
+        """One crop of a (V, B, ...) encoding."""
+        layers = {layer: tokens[index] for layer, tokens in self.layers.items()}
+        return ImageEncoding(self.tokens[index], self.prefix, self.project, layers)
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """Tokens of captions before the final norm.
+
+    Attributes:
+        tokens: (B, T, D).
+        end: (B,) int64, position of each caption's end token.
+        norm: the tower's final norm.
+        project: the tower's projection of a normed token into the shared space.
+    """
+
+    tokens: Tensor
+    end: Tensor
+    norm: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+
+    def embed(self) -> Tensor:
+        """(B, E), the end token in the space shared with images, not normalised."""
+        return self.project(self.norm(self.tokens[range(len(self.end)), self.end]))

@@ -1,0 +1,25 @@
+"""The teacher: slow copies that follow the student as an exponential moving average (mean teacher, arXiv 1703.01780)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Teacher:
+    """Keeps (module, slow copy) pairs together: towers and the heads that want a slow twin."""
+
+    def __init__(self, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+        self._fast: list[Tensor] = []
+        self._slow: list[Tensor] = []
+        for fast, slow in pairs:
+            own = dict(slow.named_parameters())
+            for name, parameter in fast.named_parameters():
+                self._fast.append(parameter)
+                self._slow.append(own[name])
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Slow <- momentum * slow + (1 - momentum) * fast."""
+        if self._slow:
+            torch._foreach_lerp_(self._slow, self._fast, 1 - momentum)

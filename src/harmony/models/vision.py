@@ -1,0 +1,256 @@
+"""The image tower: a timm VisionTransformer with packed, masked and kept-token passes around its own modules.
+
+Images of several sizes share one pass: their tokens are laid end to end, so that norms, linear layers and MLPs run once
+on all of them, and only attention runs size by size. The tower's `trunk` stays a plain timm model: its state dict is
+timm's, and called with one tensor it computes what timm computes.
+
+Shapes: B images, N patches, K kept patches, D width, S tokens laid end to end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from harmony.chance import Chance
+from harmony.errors import UserError, unknown
+from harmony.models.encodings import ImageEncoding
+from harmony.models.settings import ImageConfig
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Images of one size within a packed pass.
+
+    Attributes:
+        pixels: (B, 3, H, W) float, normalised.
+        replace: (B, N) bool, patches whose embedding becomes the mask token.
+        keep: (B, K) int64, the only patches that enter the sequence.
+        layers: blocks whose outputs are wanted too.
+        chance: (B) streams for stochastic depth; none is applied without.
+    """
+
+    pixels: Tensor
+    replace: Tensor | None = None
+    keep: Tensor | None = None
+    layers: tuple[int, ...] = ()
+    chance: Chance | None = None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the sequences of a packed pass lie end to end: (images, tokens an image) for each size."""
+
+    shapes: tuple[tuple[int, int], ...]
+
+    def split(self, tokens: Tensor) -> list[Tensor]:
+        """(S, D) -> [(B, n, D), ...]."""
+        pieces = tokens.split([images * length for images, length in self.shapes])
+        return [piece.unflatten(0, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+
+class PackedBlock(Block):
+    """timm's block that also takes tokens laid end to end. Its parameters and their names are timm's."""
+
+    def packed(self, x: Tensor, packing: Packing, keep: Tensor | None = None) -> Tensor:
+        """One block on packed tokens.
+
+        Args:
+            x: (S, D) tokens.
+            packing: where one image ends and the next begins.
+            keep: (2, S, 1) factors of the two residual branches (stochastic depth), or None.
+
+        Returns:
+            (S, D).
+        """
+        attended = self.ls1(_attend(self.attn, self.norm1(x), packing))
+        x = x + (attended if keep is None else attended * keep[0].to(attended.dtype))
+        mixed = self.ls2(self.mlp(self.norm2(x)))
+        return x + (mixed if keep is None else mixed * keep[1].to(mixed.dtype))
+
+
+def _attend(attn: Attention, x: Tensor, packing: Packing) -> Tensor:
+    """timm's self-attention, run separately for each size of a packed sequence."""
+    out = []
+    for qkv in packing.split(attn.qkv(x)):
+        q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
+        out.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
+    return attn.proj(attn.norm(torch.cat(out) if len(out) > 1 else out[0]))
+
+
+class ImageTower(nn.Module):
+    """A timm ViT, a mask token and a projection into the space shared with captions.
+
+    Attributes:
+        trunk: the timm VisionTransformer, without a classifier.
+        mask_token: (D,), stands in for hidden patches.
+        proj: (D -> E) linear without bias.
+        width, patch, prefix, depth: D, patch side in px, number of class and register tokens, number of blocks.
+    """
+
+    def __init__(self, config: ImageConfig, size: int, embed: int) -> None:
+        """Build from settings.
+
+        Args:
+            config: the tower's settings.
+            size: side in px that the learned positions are made for, where the settings leave it open.
+            embed: E, width of the shared space.
+
+        Raises:
+            UserError: the name is not a plain timm ViT with a class token, or a size does not fit.
+        """
+        super().__init__()
+        self.trunk = _create_trunk(config, config.size or size)
+        self.width: int = self.trunk.embed_dim
+        self.patch: int = self.trunk.patch_embed.patch_size[0]
+        self.prefix: int = self.trunk.num_prefix_tokens
+        self.depth: int = len(self.trunk.blocks)
+        self.positions = config.positions
+        self.drop_path = torch.linspace(0, config.drop_path, self.depth).tolist()
+        self.checkpointing = False
+        self.mask_token = nn.Parameter(torch.zeros(self.width))
+        self.proj = nn.Linear(self.width, embed, bias=False)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.normal_(self.proj.weight, std=self.width**-0.5)
+
+    def grid(self, size: int) -> tuple[int, int]:
+        """Patches a side for a square input of `size` px."""
+        return size // self.patch, size // self.patch
+
+    def encode(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> ImageEncoding:
+        """Encode whole images of one size, (B, 3, H, W) float and normalised."""
+        return self.encode_packed([Segment(pixels, layers=layers)])[0]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, E), the images in the space shared with captions."""
+        return self.encode(pixels).embed()
+
+    def encode_packed(self, segments: Sequence[Segment]) -> list[ImageEncoding]:
+        """Encode several groups of images, each of one size, in one pass over the blocks."""
+        sequences = [self._embed(segment) for segment in segments]
+        packing = Packing(tuple((tokens.shape[0], tokens.shape[1]) for tokens in sequences))
+        x = torch.cat([tokens.flatten(0, 1) for tokens in sequences])
+        keep = self._stochastic_depth(segments, packing)
+        wanted = {layer % self.depth for segment in segments for layer in segment.layers}
+        taken: dict[int, list[Tensor]] = {}
+        for index, block in enumerate(self.trunk.blocks):
+            rates = None if keep is None or self.drop_path[index] == 0 else keep[index]
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block.packed, x, packing, rates, use_reentrant=False)
+            else:
+                x = block.packed(x, packing, rates)
+            if index in wanted:
+                taken[index] = packing.split(x)
+        finals = packing.split(self.trunk.norm(x))
+        return [
+            ImageEncoding(
+                tokens, self.prefix, self.proj, {layer: taken[layer % self.depth][i] for layer in segment.layers}
+            )
+            for i, (tokens, segment) in enumerate(zip(finals, segments, strict=True))
+        ]
+
+    def _embed(self, segment: Segment) -> Tensor:
+        """(B, 3, H, W) -> (B, prefix + N or K, D): patches, masks, positions, class and register tokens."""
+        trunk = self.trunk
+        patches = trunk.patch_embed.proj(segment.pixels)
+        grid = patches.shape[-2:]
+        patches = trunk.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        if segment.replace is not None:
+            patches = torch.where(segment.replace[..., None], self.mask_token.to(patches.dtype), patches)
+        prefix_positions, patch_positions = self._positions((grid[0], grid[1]))
+        patches = patches + patch_positions
+        if segment.keep is not None:
+            patches = patches.gather(1, segment.keep[..., None].expand(-1, -1, self.width))
+        prefix = torch.cat([trunk.cls_token] + ([trunk.reg_token] if trunk.reg_token is not None else []), dim=1)
+        if prefix_positions is not None:
+            prefix = prefix + prefix_positions
+        return trunk.norm_pre(torch.cat([prefix.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1))
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        """Learned positions of the prefix tokens, (1, prefix, D) or None, and of the patches of a grid, (1, N, D)."""
+        table, own = self.trunk.pos_embed, self.trunk.patch_embed.grid_size
+        count = 0 if self.trunk.no_embed_class else self.prefix
+        prefix, patches = (table[:, :count] if count else None), table[:, count:]
+        if grid == tuple(own):
+            return prefix, patches
+        if self.positions == "antialiased":
+            return prefix, resample_abs_pos_embed(patches, list(grid), list(own), num_prefix_tokens=0)
+        # As published: the scale factor (n + 0.1) / N stands in for the exact ratio, and nothing is antialiased.
+        scale = ((grid[0] + 0.1) / own[0], (grid[1] + 0.1) / own[1])
+        plane = patches.unflatten(1, own).permute(0, 3, 1, 2)
+        return prefix, F.interpolate(plane, scale_factor=scale, mode="bicubic").flatten(2).transpose(1, 2)
+
+    def _stochastic_depth(self, segments: Sequence[Segment], packing: Packing) -> Tensor | None:
+        """(depth, 2, S, 1) factors of the residual branches: 0 for a dropped image, 1 / (1 - rate) for the others.
+
+        Deep networks with stochastic depth, arXiv 1603.09382. An image's draws come from its own stream.
+        """
+        if not self.training or self.drop_path[-1] == 0 or any(segment.chance is None for segment in segments):
+            return None
+        factors = []
+        for segment, (_, length) in zip(segments, packing.shapes, strict=True):
+            assert segment.chance is not None
+            drawn = segment.chance.uniform("drop_path", self.depth, 2)
+            survival = 1 - torch.tensor(self.drop_path, device=drawn.device)[:, None]
+            factor = (drawn < survival).to(drawn.dtype) / survival
+            factors.append(factor.permute(1, 2, 0).repeat_interleave(length, dim=2))
+        return torch.cat(factors, dim=2)[..., None]
+
+
+def _create_trunk(config: ImageConfig, size: int) -> VisionTransformer:
+    """The timm model the settings describe, untrained, with packed blocks and no classifier."""
+    own_patch = patch_size(config.name)
+    patch = config.patch or own_patch
+    if size % patch:
+        raise UserError(
+            f"image size {size} is not a multiple of the patch size {patch}; set model.image.size, the views' size or "
+            "model.image.patch so that it is"
+        )
+    changes = {
+        "patch_size": config.patch,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "reg_tokens": config.registers,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return timm.create_model(config.name, block_fn=PackedBlock, img_size=size, num_classes=0, **changes)
+    except (AssertionError, TypeError) as error:
+        raise UserError(f"model.image cannot be built as {config.name} with {changes or 'its own sizes'}: {error}") from None
+
+
+def patch_size(name: str) -> int:
+    """A timm model's own patch side in px; refuses what is not a plain ViT with a class token."""
+    plain = [known for known in timm.list_models(module="vision_transformer")]
+    if name.split(".")[0] not in timm.list_models():
+        raise unknown("timm model", name, plain)
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    reason = _why_not_plain(model)
+    if reason:
+        raise UserError(
+            f"model.image {name!r} {reason}; Harmony needs a plain ViT with a class token, such as vit_small_patch16_224"
+        )
+    return model.patch_embed.patch_size[0]
+
+
+def _why_not_plain(model: nn.Module) -> str | None:
+    if not isinstance(model, VisionTransformer):
+        return f"is a {type(model).__name__}, not a plain VisionTransformer"
+    if not model.has_class_token:
+        return "has no class token"
+    if model.pos_embed is None:
+        return "has no learned positions"
+    if any(type(block) is not Block or type(block.attn) is not Attention for block in model.blocks):
+        return "has blocks of its own kind"
+    if any(block.attn.gate is not None for block in model.blocks if hasattr(block.attn, "gate")):
+        return "has gated attention"
+    return None

@@ -1,0 +1,142 @@
+"""The contract of an objective: what it needs encoded, as data; its heads; its losses.
+
+An objective never calls an encoder. It lists requests, and the plan (harmony.training.plan) merges the requests of all
+objectives into the fewest passes and hands every objective the encodings it asked for.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from harmony.data.batch import Batch
+from harmony.data.masks import MaskSampler
+from harmony.data.views import ViewConfig
+from harmony.models.encodings import ImageEncoding, TextEncoding
+from harmony.models.towers import Towers
+from harmony.schedules import At, NonNegative, Schedule
+
+ModelName = str
+"""Which copy of the towers encodes: "student", "teacher", or the name of a frozen model."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Crops of one view, encoded by one model.
+
+    Attributes:
+        view: the view's name.
+        crops: which of its crops, in order; all of them when None.
+        model: "student", "teacher" or the name of a frozen model.
+        replace: name of a mask whose patches are replaced by the mask token.
+        keep: name of a mask whose hidden patches are left out of the sequence altogether.
+        layers: indices of blocks whose outputs are wanted as well.
+    """
+
+    view: str
+    crops: tuple[int, ...] | None = None
+    model: ModelName = "student"
+    replace: str | None = None
+    keep: str | None = None
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """Captions of one stream, read by one model.
+
+    Attributes:
+        stream: the caption stream's name.
+        model: "student", "teacher" or the name of a frozen model.
+        replace: name of a mask whose words are replaced by the mask token.
+        attention: whether a word sees the words before it, or those on both sides.
+    """
+
+    stream: str = "caption"
+    model: ModelName = "student"
+    replace: str | None = None
+    attention: Literal["causal", "bidirectional"] = "causal"
+
+
+Request = ImageRequest | TextRequest
+
+
+class Encoded:
+    """The encodings of one step, looked up by the request that asked for them."""
+
+    def __init__(self, encodings: Mapping[Request, ImageEncoding | TextEncoding]) -> None:
+        self._encodings = dict(encodings)
+
+    def joined(self, other: "Encoded") -> "Encoded":
+        """These encodings and those."""
+        return Encoded(self._encodings | other._encodings)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._encodings)
+
+    def image(self, request: ImageRequest) -> ImageEncoding:
+        encoding = self._encodings[request]
+        assert isinstance(encoding, ImageEncoding)
+        return encoding
+
+    def text(self, request: TextRequest) -> TextEncoding:
+        encoding = self._encodings[request]
+        assert isinstance(encoding, TextEncoding)
+        return encoding
+
+
+class ObjectiveConfig(BaseModel):
+    """Settings every objective has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Annotated[str, Field(description="the kind of objective; its name in the recipe when left out")] = ""
+    weight: Annotated[NonNegative, Field(description="factor of its losses in the sum")] = Schedule.constant(1.0)
+
+
+class Objective(nn.Module):
+    """One method's losses and heads.
+
+    A subclass defines `Config`, `requests` and `forward`, and whichever of the others it needs. It builds its heads from
+    the sizes of the towers but never keeps or calls them.
+    """
+
+    Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    config: Any
+    signs: dict[str, Tensor]
+    """Detached scalars for the log, filled by `forward` on logged steps."""
+
+    def __init__(self, config: ObjectiveConfig, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
+        super().__init__()
+        self.config = config
+        self.signs = {}
+
+    def borrow(self, others: Mapping[str, "Objective"]) -> None:
+        """Take what belongs to other objectives (a shared head); called once all are built."""
+
+    def masks(self) -> Mapping[str, MaskSampler]:
+        """Masks to be drawn each step, by name."""
+        return {}
+
+    def requests(self) -> Sequence[Request]:
+        """What must be encoded for `forward`."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
+        """Losses by name, unweighted scalars; the trainer multiplies them by `at.weight` and adds them up."""
+        raise NotImplementedError
+
+    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """(module, slow copy) pairs; the teacher updates the copy as it updates the towers."""
+        return ()
+
+    def before_update(self, at: At) -> None:
+        """After the gradients are complete, before they are clipped and used."""
+
+    def after_update(self, at: At) -> None:
+        """After a step whose update was made (not after a skipped one)."""
+
+    def after_skip(self) -> None:
+        """After a step whose update was left out: forget what the step left pending."""

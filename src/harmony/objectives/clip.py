@@ -1,0 +1,112 @@
+"""Contrastive language-image learning with soft targets.
+
+CLIP (arXiv 2103.00020) with the teacher's similarities mixed into the targets (Harmony, arXiv 2405.14239): hard targets
+say that an image matches its own caption alone; soft targets say how well the slow towers think that it matches each.
+
+Shapes: B pairs on this rank, G pairs on all ranks, E shared width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from harmony import ranks
+from harmony.data.batch import Batch
+from harmony.data.views import ViewConfig
+from harmony.models.towers import Towers
+from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request, TextRequest
+from harmony.objectives.targets import full_precision
+from harmony.schedules import At, Positive, Schedule, Share
+
+
+class Clip(Objective):
+    """Symmetric InfoNCE between images and captions."""
+
+    class Config(ObjectiveConfig):
+        """Settings of the contrastive objective; `hard_weight: 1` is plain CLIP."""
+
+        view: Annotated[str, Field(description="the view whose first crop meets the caption")] = "global"
+        hard_weight: Annotated[Share, Field(description="weight of the hard targets; the rest goes to the teacher's")] = (
+            Schedule.constant(1.0)
+        )
+        soft_temperature: Annotated[Positive, Field(description="temperature of the teacher's targets")] = (
+            Schedule.constant(0.1)
+        )
+        initial_scale: Annotated[float, Field(gt=0, description="factor of the similarities at the start")] = 1 / 0.07
+        max_scale: Annotated[float | None, Field(gt=0, description="its upper bound; null for none (as published)")] = 100.0
+
+    config: Config
+
+    def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
+        super().__init__(config, towers, views)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
+        self.image = ImageRequest(config.view, crops=(0,))
+        self.text = TextRequest()
+        self.slow_image = ImageRequest(config.view, crops=(0,), model="teacher")
+        self.slow_text = TextRequest(model="teacher")
+
+    @property
+    def has_soft_targets(self) -> bool:
+        hard = self.config.hard_weight
+        return not (hard.start == 1 and hard.stop == 1)
+
+    def requests(self) -> Sequence[Request]:
+        soft = [self.slow_image, self.slow_text] if self.has_soft_targets else []
+        return [self.image, self.text, *soft]
+
+    def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
+        image = _unit(encoded.image(self.image).crop(0).embed())
+        text = _unit(encoded.text(self.text).embed())
+        every_image, every_text = ranks.gather(image), ranks.gather(text)
+        hard, soft = self.hard_targets(image), None
+        if self.has_soft_targets:
+            slow_image = _unit(encoded.image(self.slow_image).crop(0).embed())
+            slow_text = _unit(encoded.text(self.slow_text).embed())
+            soft = self.soft_targets(slow_image, slow_text, at.soft_temperature)
+        similarity = (image @ every_text.T, text @ every_image.T)
+        loss = self.contrast(similarity, hard)
+        if soft is not None:
+            loss = at.hard_weight * loss + (1 - at.hard_weight) * self.contrast(similarity, soft)
+        if at.logged:
+            self.signs = {
+                "temperature": 1 / self.scale().detach(),
+                "batch_accuracy": (similarity[0].argmax(1) == hard[0].argmax(1)).double().mean(),
+            }
+        return {"clip": loss}
+
+    def scale(self) -> Tensor:
+        """The learned factor of the similarities, kept below `max_scale`."""
+        scale = self.logit_scale.exp()
+        return scale if self.config.max_scale is None else scale.clamp(max=self.config.max_scale)
+
+    def hard_targets(self, local: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, G) twice: one where a pair of this rank meets itself, else zero."""
+        place = torch.arange(len(local), device=local.device) + ranks.rank() * len(local)
+        own = F.one_hot(place, len(local) * ranks.count()).to(local.dtype)
+        return own, own
+
+    def soft_targets(self, image: Tensor, text: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """(B, G) twice: the teacher's image-to-text and text-to-image distributions, from unit vectors (B, E)."""
+        to_text = (image @ ranks.gather(text).T / temperature).softmax(dim=1)
+        to_image = (text @ ranks.gather(image).T / temperature).softmax(dim=1)
+        return to_text, to_image
+
+    def contrast(self, similarity: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy of both directions, from cosines (B, G) and target distributions (B, G)."""
+        scale = self.scale()
+        directions = [F.cross_entropy(scale * s, t) for s, t in zip(similarity, targets, strict=True)]
+        return torch.stack(directions).mean()
+
+    def after_update(self, at: At) -> None:
+        # The parameter itself is kept in bounds too, or it could drift where the clamp passes no gradient back.
+        if self.config.max_scale is not None:
+            self.logit_scale.data.clamp_(max=math.log(self.config.max_scale))
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    return F.normalize(full_precision(embedding), dim=-1)

@@ -1,0 +1,109 @@
+"""Self-distillation on the class token (DINO, arXiv 2104.14294).
+
+Shapes: V crops of the teacher's view, C crops in all, B images, K prototypes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harmony.data.batch import Batch
+from harmony.data.views import ViewConfig
+from harmony.models.heads import HeadConfig, PrototypeHead
+from harmony.models.towers import Towers, slow_copy
+from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
+from harmony.objectives.targets import (
+    Centre,
+    Centring,
+    Momentum,
+    centred,
+    full_precision,
+    signs_of_collapse,
+    sinkhorn_knopp,
+)
+from harmony.schedules import At, Duration, DurationField, Positive, Schedule
+
+
+class Dino(Objective):
+    """The student's every crop predicts how the teacher sees the other, large crops of the same image."""
+
+    class Config(ObjectiveConfig):
+        """Settings of the class-token objective."""
+
+        view: Annotated[str, Field(description="the view that the teacher sees and the student too")] = "global"
+        local_view: Annotated[str | None, Field(description="a view that only the student sees")] = "local"
+        mask: Annotated[
+            str | None, Field(description="a mask (drawn by another objective) on the student's large crops")
+        ] = None
+        head: HeadConfig = HeadConfig()
+        student_temperature: Positive = Schedule.constant(0.1)
+        teacher_temperature: Positive = Schedule.constant(0.04)
+        centring: Centring = "momentum"
+        centre_momentum: Momentum = 0.9
+        freeze_prototypes: Annotated[
+            DurationField, Field(description="how long the last layer of the head stays as it is")
+        ] = Duration(amount=1, unit="epochs")
+
+    config: Config
+
+    def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
+        super().__init__(config, towers, views)
+        self.head = PrototypeHead(towers.image.width, config.head)
+        self.teacher_head = slow_copy(self.head)
+        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.teacher = ImageRequest(config.view, model="teacher")
+        self.student = [ImageRequest(config.view, replace=config.mask)]
+        if config.local_view is not None:
+            self.student.append(ImageRequest(config.local_view))
+
+    def requests(self) -> Sequence[Request]:
+        return [self.teacher, *self.student]
+
+    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [(self.head, self.teacher_head)]
+
+    def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
+        seen = torch.cat([encoded.image(request).cls for request in self.student])  # (C, B, D)
+        student = full_precision(self.head(seen.flatten(0, 1))).unflatten(0, seen.shape[:2])
+        log_student = (student / at.student_temperature).log_softmax(dim=-1)
+        with torch.no_grad():
+            slow = encoded.image(self.teacher).cls  # (V, B, D)
+            scores = self.teacher_head(slow.flatten(0, 1))
+            targets = self.targets(scores, at.teacher_temperature).unflatten(0, slow.shape[:2])
+            self.centre.observe(full_precision(scores))
+        loss = cross_entropy_of_other_crops(targets, log_student)
+        if at.logged:
+            self.signs = signs_of_collapse(targets.flatten(0, 1), loss)
+        return {"dino": loss}
+
+    def targets(self, scores: Tensor, temperature: float) -> Tensor:
+        """(M, K) teacher scores -> (M, K) target distributions."""
+        if self.config.centring == "sinkhorn_knopp":
+            return sinkhorn_knopp(scores, temperature)
+        return centred(scores, self.centre, temperature)
+
+    def before_update(self, at: At) -> None:
+        if at.clock.step < self.config.freeze_prototypes.steps(at.clock):
+            self.head.prototypes.direction.grad = None
+
+    def after_update(self, at: At) -> None:
+        self.centre.update()
+
+    def after_skip(self) -> None:
+        self.centre.forget()
+
+
+def cross_entropy_of_other_crops(targets: Tensor, log_student: Tensor) -> Tensor:
+    """Mean over images and over every pair of a teacher's crop and a different student's crop (equation 3).
+
+    Args:
+        targets: (V, B, K) distributions of the teacher.
+        log_student: (C, B, K) log-distributions of the student, whose first V crops are the teacher's.
+    """
+    crops, others = len(targets), len(log_student)
+    # The sum over all students less the same crop's is the sum over the others, without (V, C) products.
+    unlike = log_student.sum(0, keepdim=True) - log_student[:crops]
+    return -(targets * unlike).sum() / (crops * (others - 1) * targets.shape[1])

@@ -1,0 +1,25 @@
+"""The kinds of objectives, by the name a recipe uses."""
+
+from harmony.objectives.base import Objective
+from harmony.objectives.clip import Clip
+from harmony.objectives.dino import Dino
+from harmony.objectives.ibot import Ibot
+from harmony.objectives.mae import Mae
+from harmony.objectives.mlm import Mlm
+from harmony.objectives.siglip import Siglip
+from harmony.objectives.text_distillation import TextDistillation
+
+_KINDS: dict[str, type[Objective]] = {
+    "clip": Clip,
+    "dino": Dino,
+    "ibot": Ibot,
+    "mae": Mae,
+    "mlm": Mlm,
+    "siglip": Siglip,
+    "text_distillation": TextDistillation,
+}
+
+
+def kinds() -> dict[str, type[Objective]]:
+    """Name -> class of every kind of objective."""
+    return dict(_KINDS)

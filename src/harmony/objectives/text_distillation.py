@@ -1,0 +1,99 @@
+"""Self-distillation on masked words (Harmony, arXiv 2405.14239).
+
+Shapes: B captions, T words, M masked words in all, K prototypes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from harmony.data.batch import Batch
+from harmony.data.views import ViewConfig
+from harmony.errors import UserError
+from harmony.models.heads import HeadConfig, PrototypeHead
+from harmony.models.towers import Towers, slow_copy
+from harmony.objectives.base import Encoded, Objective, ObjectiveConfig, Request, TextRequest
+from harmony.objectives.mlm import Direction
+from harmony.objectives.targets import Centre, Momentum, centred, full_precision, signs_of_collapse
+from harmony.schedules import At, Duration, DurationField, Positive, Schedule
+
+
+class TextDistillation(Objective):
+    """The student predicts, at each hidden word, what the teacher makes of the word it reads."""
+
+    class Config(ObjectiveConfig):
+        """Settings of text self-distillation."""
+
+        mask: Annotated[str, Field(description="the mask on the words, drawn by another objective")] = "words"
+        attention: Direction = "bidirectional"
+        head: HeadConfig = HeadConfig(prototypes=2048, layers=2)
+        student_temperature: Positive = Schedule.constant(0.1)
+        teacher_temperature: Positive = Schedule.parse({"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}})
+        centre_momentum: Momentum = 0.9
+        centre_on: Annotated[
+            Literal["scores", "probabilities"],
+            Field(
+                description="what the centre is the mean of: the teacher's scores of the words, or, as published, its "
+                "softmax outputs with the padding counted in, which centres nothing (audit C4)"
+            ),
+        ] = "scores"
+        freeze_prototypes: Annotated[
+            DurationField, Field(description="how long the last layer of the head stays as it is; 0 as published (C19)")
+        ] = Duration(amount=1, unit="epochs")
+
+    config: Config
+
+    def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
+        super().__init__(config, towers, views)
+        if towers.text is None:
+            raise UserError("objective text_distillation reads captions, but model.text is null; give its sizes")
+        self.head = PrototypeHead(towers.text.width, config.head)
+        self.teacher_head = slow_copy(self.head)
+        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.context = towers.text.context
+        self.student = TextRequest(replace=config.mask, attention=config.attention)
+        self.teacher = TextRequest(model="teacher")
+
+    def requests(self) -> Sequence[Request]:
+        return [self.student, self.teacher]
+
+    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [(self.head, self.teacher_head)]
+
+    def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
+        mask = batch.masks[self.config.mask]
+        hidden = encoded.text(self.student).tokens.flatten(0, 1)[mask.index]  # (M, D)
+        log_student = (full_precision(self.head(hidden)) / at.student_temperature).log_softmax(dim=-1)
+        with torch.no_grad():
+            reading = encoded.text(self.teacher).tokens  # (B, T, D)
+            scores = full_precision(self.teacher_head(reading.flatten(0, 1)[mask.index]))
+            targets = centred(scores, self.centre, at.teacher_temperature)
+            self._observe(reading, batch.captions["caption"], at.teacher_temperature)
+        cross_entropy = -(targets * log_student).sum(-1)
+        loss = (cross_entropy * mask.share(cross_entropy.dtype)).sum() / len(batch)
+        if at.logged:
+            self.signs = signs_of_collapse(targets, cross_entropy.sum() / max(len(targets), 1))
+        return {"text_distillation": loss}
+
+    def _observe(self, reading: Tensor, captions: Tensor, temperature: float) -> None:
+        if self.config.centre_on == "probabilities":
+            scores = self.teacher_head(reading.flatten(0, 1))
+            self.centre.observe(centred(scores, self.centre, temperature))
+            return
+        # The mean score of the words is the score of their mean place: the last layer is linear.
+        words = (captions > 0).to(reading.dtype)[..., None]  # padding has id 0
+        places = (self.teacher_head.bottleneck(reading) * words).sum((0, 1)) / words.sum()
+        self.centre.observe_mean(full_precision(self.teacher_head.prototypes(places)), words.sum())
+
+    def before_update(self, at: At) -> None:
+        if at.clock.step < self.config.freeze_prototypes.steps(at.clock):
+            self.head.prototypes.direction.grad = None
+
+    def after_update(self, at: At) -> None:
+        self.centre.update()
+
+    def after_skip(self) -> None:
+        self.centre.forget()

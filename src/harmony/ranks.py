@@ -1,0 +1,103 @@
+"""Everything that crosses ranks, in one place; without a process group each function is the identity.
+
+A rank is one process of a data-parallel run. Losses are written as local means whose average over ranks is the loss of
+the joined batch, so gradients averaged over ranks are the gradients of that loss.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def count() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank, 0 in a single-process run."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def gather(local: Tensor) -> Tensor:
+    """(B, ...) of every rank, joined to (ranks * B, ...) in rank order; gradients flow back to the rank they came from."""
+    if count() == 1:
+        return local
+    return torch.cat(all_gather(local.contiguous()), dim=0)
+
+
+def total(local: Tensor) -> Tensor:
+    """The sum over ranks, detached from the graph."""
+    summed = local.detach().clone()
+    if count() > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
+def mean(local: Tensor) -> Tensor:
+    """The mean over ranks, detached from the graph."""
+    return total(local) / count()
+
+
+def maximum(local: Tensor) -> Tensor:
+    """The largest value over ranks, element by element, detached from the graph."""
+    largest = local.detach().clone()
+    if count() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
+def any_true(flag: Tensor) -> Tensor:
+    """Whether `flag` (bool, any shape) holds on any rank, element by element."""
+    return total(flag.to(torch.float32)) > 0
+
+
+def average_gradients(parameters: Sequence[torch.nn.Parameter], bucket_bytes: int = 64 * 2**20) -> None:
+    """Average `.grad` over ranks, in place, in as few reductions as buckets of `bucket_bytes` allow.
+
+    Parameters without a gradient are left out; which ones these are must not differ between ranks, so the graph of a
+    loss must not depend on the data (an empty mask gives a loss of zero, not a missing one).
+    """
+    if count() == 1:
+        return
+    for bucket in _buckets([parameter for parameter in parameters if parameter.grad is not None], bucket_bytes):
+        gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= count()
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+
+
+def _buckets(parameters: Sequence[torch.nn.Parameter], limit: int) -> list[list[torch.nn.Parameter]]:
+    """Runs of parameters of one dtype and device whose sizes add up to at most `limit` bytes (or a single parameter)."""
+    buckets: list[list[torch.nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        fits = buckets and size + parameter.nbytes <= limit
+        alike = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (parameter.dtype, parameter.device)
+        if not (fits and alike):
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.nbytes
+    return buckets
+
+
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Give every rank the first rank's values, in place."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def barrier() -> None:
+    if count() > 1:
+        dist.barrier()

@@ -1,0 +1,238 @@
+"""Recipe files as plain values: finding them, laying one over another, changing single values, writing them.
+
+A recipe file may say `extends: NAME_OR_FILE`; it then gives only what differs. Sections are merged key by key, anything
+else is replaced, and `null` under `objectives` or `views` removes one.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harmony.errors import UserError, unknown
+
+Values = dict[str, Any]
+
+MISSING = "???"
+"""Stands for a value that whoever starts the run must give."""
+
+_FOLDER = Path(__file__).parent / "recipes"
+_NOT_INHERITED = ("name", "description", "needs")
+_REMOVABLE = ("objectives", "views")
+_KINDS = {"linear", "cosine", "block", "random"}
+"""Keys that say which kind of schedule or of mask a value is."""
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2: 1e-4 is a number, and no, on and 2024-01-01 are words. No key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As the base class does it, but complaining about what it lets pass."""
+        self.flatten_mapping(node)
+        values: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is not a word", key_node.start_mark
+                )
+            if key in values:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            values[key] = self.construct_object(value_node, deep=True)
+        return values
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("int", re.compile(r"^[-+]?[0-9]+$"), "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("merge", re.compile(r"^<<$"), "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+# The constructor of version 1.1 reads a leading zero as octal.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_mapping)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever either version of YAML would read as something other than a word."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def find(name_or_path: str, beside: Path | None = None) -> Path:
+    """The file of a recipe given by name, or by path (relative to the folder `beside`, or to the current one)."""
+    if name_or_path in names():
+        return _FOLDER / f"{name_or_path}.yaml"
+    path = (beside or Path()) / name_or_path
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if "/" in name_or_path or path.suffix in (".yaml", ".yml"):
+        raise UserError(f"there is no recipe file {str(path)!r}; `harmony recipes` lists the recipes known by name")
+    raise unknown("recipe", name_or_path, names())
+
+
+def read(name_or_path: str) -> Values:
+    """The values of a recipe with what it extends laid underneath; `name` is the file's name unless it says another."""
+    return _read(find(name_or_path), within=())
+
+
+def _read(path: Path, within: tuple[Path, ...]) -> Values:
+    if path.resolve() in within:
+        raise UserError(
+            f"{path} extends itself ({' -> '.join(p.name for p in (*within, path))}); remove one `extends:`"
+        )
+    values = _parse_file(path)
+    values.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
+    extends = values.pop("extends", None)
+    if extends is None:
+        return values
+    if not isinstance(extends, str):
+        raise UserError(f"{path}: extends must be the name or the file of one recipe, not {extends!r}")
+    below = _read(find(extends, beside=path.parent), (*within, path.resolve()))
+    return merged({key: value for key, value in below.items() if key not in _NOT_INHERITED}, values)
+
+
+def _parse_file(path: Path) -> Values:
+    try:
+        values = parse(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_place(error)} is not valid YAML: {_problem(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a recipe: it must hold keys such as data: and objectives:")
+    return values
+
+
+def parse(text: str) -> Any:
+    """The value that YAML text stands for.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f" line {mark.line + 1}" if mark else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or " ".join(str(error).split())
+
+
+def written(values: Values) -> str:
+    """As YAML text, the innermost lists and sections in one line each."""
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return str(text)
+
+
+def merged(below: Values, above: Values) -> Values:
+    """`above` laid over `below`: sections are merged key by key, everything else is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _is_whole(old, value):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _is_whole(old: Values, new: Values) -> bool:
+    """Whether a new mapping stands for itself: a complete schedule, or another kind of schedule or mask."""
+    if is_schedule(new) and {"from", "to"} <= set(next(iter(new.values())) or ()):
+        return True
+    return len(old) == len(new) == 1 and set(old) != set(new) and {*old, *new} <= _KINDS
+
+
+def is_schedule(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("linear", "cosine")
+
+
+def with_overrides(values: Values, overrides: Iterable[str]) -> Values:
+    """The values with each `dotted.key=value` laid over them in turn; the value is read as YAML."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise UserError(f"{override!r} is not an override; write key=value, as in train.epochs=10")
+        _check_path(values, parts, override)
+        values = merged(values, _nested(parts, _value(key, text.strip())))
+    return values
+
+
+def _value(key: str, text: str) -> Any:
+    if not text:
+        raise UserError(f"{key}= has no value; write {key}=null to leave it out")
+    quoted = text[0] in "\"'"
+    try:
+        value = parse(text)
+    except yaml.YAMLError as error:
+        if quoted or text[0] in "[{":
+            raise UserError(f"the value of {key}={text} is not valid YAML: {_problem(error)}") from None
+        return text
+    # A path may hold what YAML would take for a comment or a mapping ("a #1", "c: d").
+    if not quoted and (isinstance(value, str) or (isinstance(value, dict | list) and text[0] not in "[{")):
+        return text
+    return value
+
+
+def _check_path(values: Values, parts: Sequence[str], override: str) -> None:
+    section: Any = values
+    for depth, part in enumerate(parts[:-1]):
+        section = section.get(part)
+        if section is None:
+            return
+        if not isinstance(section, dict):
+            raise UserError(
+                f"the override {override!r} cannot be made: {'.'.join(parts[: depth + 1])} is the value {section!r}, "
+                "not a section"
+            )
+
+
+def _nested(parts: Sequence[str], value: Any) -> Values:
+    for part in reversed(parts):
+        value = {part: value}
+    return {} | value
+
+
+def without_removed(values: Values) -> Values:
+    """The values without the objectives and views that were set to null."""
+    kept = dict(values)
+    for section in _REMOVABLE:
+        if isinstance(kept.get(section), dict):
+            kept[section] = {name: value for name, value in kept[section].items() if value is not None}
+    return kept
+
+
+def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its dotted key; lists and schedules count as one value."""
+    if not isinstance(values, dict) or is_schedule(values) or not values:
+        yield prefix, values
+        return
+    for key, value in values.items():
+        yield from flat(value, f"{prefix}.{key}" if prefix else key)
+
+
+def missing(values: Values) -> list[str]:
+    """The dotted keys whose value must still be given."""
+    return [key for key, value in flat(values) if value == MISSING]

@@ -1,0 +1,218 @@
+"""Checkpoints: directories that are complete or not there at all.
+
+A checkpoint is written into a directory aside, brought safely to disk, and renamed:
+
+    checkpoints/step-00001200/
+        model.safetensors   the learner's state dict: student.*, teacher.*, objectives.NAME.*
+        training.pt         optimiser and loss scaler, for torch.load(..., weights_only=True)
+        state.json          the place in the run and what it was run with, see `State`
+        recipe.yaml         the resolved recipe
+
+Random streams need no saving: they are functions of the seed, the step and the example (harmony.chance).
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from harmony.errors import UserError
+
+FORMAT = 1
+"""Version of the layout above; raised when an older harmony could not go on from it."""
+
+_ASIDE = ".aside-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MEBIBYTE = 2**20
+
+
+@dataclass
+class State:
+    """What state.json holds.
+
+    Attributes:
+        step: optimiser steps done.
+        steps, epoch_steps: steps of the whole run and of an epoch.
+        examples: examples seen by those steps.
+        skipped: updates left out because something was not finite.
+        seen, bad: examples that were read, and those of them that could not be.
+        data: URI, number of examples and fingerprint of the training data.
+        ranks: number of processes.
+        harmony, torch: versions.
+        recipe: fingerprint of the settings that may change results.
+        format: `FORMAT` at the time of writing.
+    """
+
+    step: int
+    steps: int
+    epoch_steps: int
+    examples: int
+    skipped: int = 0
+    seen: int = 0
+    bad: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    ranks: int = 1
+    harmony: str = ""
+    torch: str = torch.__version__
+    recipe: str = ""
+    format: int = FORMAT
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.epoch_steps
+
+
+def save(
+    directory: Path, model: Mapping[str, Tensor], training: Mapping[str, Any], state: State, recipe: str, keep: int
+) -> Path:
+    """Write the checkpoint of `state.step` into `directory` and remove all but the last `keep`.
+
+    Args:
+        directory: the run's `checkpoints` directory; made if missing.
+        model: the learner's state dict.
+        training: tensors and plain containers.
+        state: the place in the run.
+        recipe: the recipe as YAML text.
+        keep: checkpoints to leave, this one included.
+
+    Raises:
+        UserError: there is no room on the disk. Earlier checkpoints are as they were.
+    """
+    aside, final = directory / f"{_ASIDE}{state.step:08}-{os.getpid()}", directory / f"step-{state.step:08}"
+    needed = _bytes(model) + _bytes(training) + _MEBIBYTE
+    try:
+        directory.mkdir(exist_ok=True)
+        sweep(directory)
+        if shutil.disk_usage(directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        aside.mkdir()
+        _write(aside / "model.safetensors", lambda path: safetensors.torch.save_file(_contiguous(model), path))
+        _write(aside / "training.pt", lambda path: torch.save(dict(training), path))
+        _write(aside / "state.json", lambda path: path.write_text(json.dumps(asdict(state), indent=1) + "\n"))
+        _write(aside / "recipe.yaml", lambda path: path.write_text(recipe, encoding="utf-8"))
+        _sync(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+        _sync(directory)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if _is_full(error):
+            raise no_room(directory, needed) from error
+        raise
+    for old in every(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def no_room(directory: Path, needed: int) -> UserError:
+    """What to say when a run in the parent of `directory` cannot write to its disk."""
+    free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
+    return UserError(
+        f"no room to save a checkpoint in {directory}: it takes {_size(needed)} and {_size(free)} are free; "
+        f"make room, then go on with `harmony resume {directory.parent}`"
+    )
+
+
+def every(directory: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
+    return sorted(path for path in directory.glob("step-*") if (path / "state.json").is_file())
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a process that was killed left half-written."""
+    for path in directory.glob(f"{_ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_state(checkpoint: Path) -> State:
+    """The state of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or another version of harmony wrote it in a format unknown here.
+    """
+    try:
+        values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{checkpoint} was written by harmony {values.get('harmony')} in checkpoint format {values['format']}, "
+                f"but this version reads format {FORMAT}; go on with the version that wrote it"
+            )
+        return State(**values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(checkpoint / "state.json", error) from error
+
+
+def read_model(checkpoint: Path) -> dict[str, Tensor]:
+    """The learner's state dict, on the CPU."""
+    path = checkpoint / "model.safetensors"
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _broken(path, error) from error
+
+
+def read_training(checkpoint: Path) -> dict[str, Any]:
+    """The state of the optimiser and the loss scaler, on the CPU."""
+    path = checkpoint / "training.pt"
+    try:
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return values
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"{path} cannot be read ({first}); remove the directory {path.parent} to go on from the checkpoint before it"
+    )
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file and bring it to disk."""
+    write(path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in a nest of containers."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(_bytes(item) for item in value.values())
+    return sum(_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; safetensors and torch wrap the system's error in their own."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or f"os error {errno.ENOSPC})" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / _MEBIBYTE:.1f} MiB"

@@ -1,0 +1,138 @@
+"""What tells a healthy run from a sick one: signs of collapse, and forensics of numbers that are not finite.
+
+Shapes: B examples, D width of a feature.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harmony import ranks
+from harmony.data.batch import Batch
+from harmony.training import distributed
+
+_KEPT_FILES = 10
+"""Batches saved a run at most, so that a sick run does not fill the disk."""
+
+_NAMED_KEYS = 8
+"""Examples named in a message; the saved file holds all."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on although the input was well formed. Reported without a traceback, exit status 1."""
+
+
+@torch.no_grad()
+def feature_signs(features: Tensor) -> dict[str, Tensor]:
+    """How much of their space features (B, D) use, over all ranks.
+
+    Returns:
+        rank: effective rank, see `effective_rank`; 1 when all examples look alike.
+        std: standard deviation over the examples of unit-length features, averaged over channels, times the root of D:
+            0 when all look alike, near 1 when they spread evenly in all directions (SimSiam, arXiv 2011.10566, section 4.1).
+    """
+    unit = F.normalize(ranks.gather(features), dim=1)
+    spread = unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
+    return {"rank": effective_rank(unit), "std": spread}
+
+
+@torch.no_grad()
+def effective_rank(matrix: Tensor) -> Tensor:
+    """exp(entropy of the singular values divided by their sum), from 1 to min(B, D) (Roy and Vetterli, EUSIPCO 2007).
+
+    Singular values are the roots of the smaller Gram matrix's eigenvalues. A matrix of zeros, or one that is not finite,
+    has rank 0.
+    """
+    x = matrix.double().nan_to_num()
+    gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
+    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    # What rounding leaves of a zero eigenvalue would count, since the root makes it large.
+    values = torch.where(values > values[-1] * len(values) * torch.finfo(torch.float32).eps ** 2, values, 0).sqrt()
+    share = values / values.sum()
+    return torch.special.entr(share).sum().exp().nan_to_num().to(matrix.dtype) * (values[-1] > 0)
+
+
+class Watch:
+    """Counts steps in a row that were not finite, saves their batches, and stops the run when there are too many.
+
+    Attributes:
+        skipped: updates left out in the whole run.
+    """
+
+    def __init__(self, directory: Path, most: int, skipped: int = 0) -> None:
+        """`directory`: where batches are saved. `most`: steps in a row that may be skipped."""
+        self._directory = directory
+        self._most = most
+        self._in_a_row = 0
+        self.skipped = skipped
+
+    def fine(self) -> None:
+        """The step's numbers were finite."""
+        self._in_a_row = 0
+
+    def skip(self, step: int, culprits: Sequence[str], sick: bool, batches: Sequence[Batch]) -> str:
+        """The step's numbers were not finite, on this rank or on another.
+
+        Args:
+            step: the number of the step, counted from 1.
+            culprits: what was not finite, the same on all ranks ("loss mae", "the gradient of part image").
+            sick: whether this rank has a loss that is not finite.
+            batches: its examples, as loaded.
+
+        Returns:
+            A message for a step that is skipped.
+
+        Raises:
+            TrainingError: it was one step too many in a row.
+        """
+        self.skipped += 1
+        self._in_a_row += 1
+        any_sick = any(distributed.everyones(sick))
+        blamed = batches if sick or not any_sick else []
+        keys = [key for rank in distributed.everyones([k for b in blamed for k in b.keys]) for key in rank]
+        saved = [path for path in distributed.everyones(self._save(step, blamed)) if path]
+        message = (
+            f"step {step}: {' and '.join(culprits)} not finite, with examples {_some(keys)}"
+            f"{f' (saved in {saved[0]})' if saved else ''}"
+        )
+        if self._in_a_row > self._most:
+            raise TrainingError(
+                f"stopped at {message}; {self._in_a_row} steps in a row. Load the file with torch.load to look at the "
+                "batch; a lower optim.lr, train.precision=bf16 or fp32, or a smaller weight for the objective often helps"
+            )
+        return f"{message}; its update is left out"
+
+    def _save(self, step: int, batches: Sequence[Batch]) -> str | None:
+        if not batches:
+            return None
+        path = self._directory / f"step-{step:08}-rank-{ranks.rank()}.pt"
+        try:
+            self._directory.mkdir(exist_ok=True)
+            if len(list(self._directory.iterdir())) >= _KEPT_FILES:
+                return None
+            torch.save([plain(batch) for batch in batches], path)
+        except (OSError, RuntimeError):  # no room; the message alone must do
+            path.unlink(missing_ok=True)
+            return None
+        return str(path)
+
+
+def culprits(losses: Mapping[str, float], norms: Mapping[str, float]) -> list[str]:
+    """Names of the losses that are not finite, or else of the parts whose gradient is not; empty when all are."""
+    bad = [f"loss {name} is" for name, value in losses.items() if not math.isfinite(value)]
+    return bad or [f"the gradient of {name} is" for name, value in norms.items() if not math.isfinite(value)]
+
+
+def plain(batch: Batch) -> dict[str, object]:
+    """A batch as tensors, lists, dicts and strings on the CPU, for torch.load(..., weights_only=True)."""
+    return asdict(batch.to("cpu"))
+
+
+def _some(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:_NAMED_KEYS])
+    return shown if len(keys) <= _NAMED_KEYS else f"{shown} and {len(keys) - _NAMED_KEYS} more"

@@ -1,0 +1,208 @@
+"""The learner: student, teacher, objectives and plan of a recipe, and what one step computes with them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from harmony.data.batch import Batch
+from harmony.data.masks import MaskSampler
+from harmony.data.views import ViewConfig
+from harmony.errors import UserError
+from harmony.interchange.start import start_from
+from harmony.models.teacher import Teacher
+from harmony.models.towers import Towers, slow_copy
+from harmony.objectives.base import Encoded, ImageRequest, Objective, TextRequest
+from harmony.objectives.registry import kinds
+from harmony.schedules import At, Clock
+from harmony.training.plan import Group, Plan, encode
+
+if TYPE_CHECKING:
+    from harmony.recipe import Recipe
+
+
+@dataclass
+class GroupLosses:
+    """Losses of one group, ready for a backward pass.
+
+    Attributes:
+        objectives: names of the group's objectives.
+        losses: unweighted scalars by name.
+        weights: the factor of each loss at this step.
+    """
+
+    objectives: tuple[str, ...]
+    losses: dict[str, Tensor]
+    weights: dict[str, float]
+
+    def total(self) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([self.weights[name] * loss for name, loss in self.losses.items()]).sum()
+
+
+class Learner(nn.Module):
+    """Everything that is trained, and its slow copies.
+
+    Attributes:
+        student: the towers that gradients train.
+        teacher: their slow copies, or None when no objective has a use for them.
+        objectives: all objectives of the recipe by name; those of weight 0 keep their heads and masks but do not run.
+        plan: the passes of a step.
+    """
+
+    def __init__(
+        self,
+        towers: Towers,
+        objectives: Mapping[str, Objective],
+        views: Mapping[str, ViewConfig],
+        joint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student = towers
+        self.objectives = nn.ModuleDict(objectives)
+        active = {name: objective for name, objective in objectives.items() if not objective.config.weight.is_zero}
+        self.plan = Plan(active, views, self.masks(), towers.text is not None, joint)
+        self.teacher = slow_copy(towers)
+        self._slow = Teacher(self._pairs())
+        self._signs: dict[str, Tensor] = {}
+        self._active = tuple(active)
+
+    def masks(self) -> dict[str, MaskSampler]:
+        """All masks to be drawn each step, by name."""
+        drawn: dict[str, MaskSampler] = {}
+        for name, objective in self._named_objectives():
+            for mask, sampler in objective.masks().items():
+                if mask in drawn:
+                    raise UserError(f"objective {name} draws a mask {mask!r}, as another one does; give it another name")
+                drawn[mask] = sampler
+        return drawn
+
+    def losses_by_group(self, batch: Batch, clock: Clock, logged: bool = False) -> Iterator[GroupLosses]:
+        """Losses group by group; call backward on each before asking for the next, so that its activations are freed.
+
+        Args:
+            batch: the micro-batch, augmented and on the learner's device.
+            clock: the place in the run.
+            logged: whether signs of this step will be read.
+        """
+        with torch.no_grad():
+            slow = encode(self.plan.teacher, self.teacher, batch)
+        self._signs = {}
+        for group in self.plan.groups:
+            encoded = slow.joined(encode(group.student, self.student, batch))
+            yield self._losses(group, batch, encoded, clock, logged)
+            if logged:
+                self._signs |= _signs_of_features(group, encoded)
+
+    def _losses(self, group: Group, batch: Batch, encoded: Encoded, clock: Clock, logged: bool) -> GroupLosses:
+        result = GroupLosses(group.objectives, {}, {})
+        for name in group.objectives:
+            objective = self._objective(name)
+            at = At(objective.config, clock, logged)
+            losses = objective(batch, encoded, at)
+            result.losses |= _named(name, losses)
+            result.weights |= {loss: at.weight for loss in _named(name, losses)}
+            if logged:
+                self._signs |= {f"{name}/{sign}": value.detach() for sign, value in objective.signs.items()}
+        return result
+
+    def before_update(self, clock: Clock) -> None:
+        """Between backward and the optimiser: what objectives do to their gradients."""
+        for name in self._active:
+            objective = self._objective(name)
+            objective.before_update(At(objective.config, clock))
+
+    def after_update(self, clock: Clock, momentum: float) -> None:
+        """After the optimiser: centres, then the slow copies with the given momentum."""
+        for name in self._active:
+            objective = self._objective(name)
+            objective.after_update(At(objective.config, clock))
+        self._slow.update(momentum)
+
+    def after_skip(self) -> None:
+        """In place of `after_update` when the step's update was left out."""
+        for name in self._active:
+            self._objective(name).after_skip()
+
+    def signs(self) -> dict[str, Tensor]:
+        """Signs of the last logged step by name, detached scalars; of this rank where an objective does not say more."""
+        return dict(self._signs)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters by part: the image tower, the text tower, each objective."""
+        modules: dict[str, nn.Module] = {"image": self.student.image}
+        if self.student.text is not None:
+            modules["text"] = self.student.text
+        modules |= dict(self._named_objectives())
+        parts = {name: [p for p in module.parameters() if p.requires_grad] for name, module in modules.items()}
+        return {name: parameters for name, parameters in parts.items() if parameters}
+
+    def _named_objectives(self) -> Iterator[tuple[str, Objective]]:
+        for name, objective in self.objectives.items():
+            assert isinstance(objective, Objective)
+            yield name, objective
+
+    def _objective(self, name: str) -> Objective:
+        objective = self.objectives[name]
+        assert isinstance(objective, Objective)
+        return objective
+
+    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.student, self.teacher)]
+        return pairs + [pair for _, objective in self._named_objectives() for pair in objective.slow_twins()]
+
+
+def build_learner(recipe: "Recipe") -> Learner:
+    """The learner of a recipe, its weights drawn from torch's generator or taken from `model.init`.
+
+    Raises:
+        UserError: something in the recipe does not fit together, or first weights cannot be loaded.
+    """
+    size = max(view.size for view in recipe.views.values())
+    towers = Towers(recipe.model, size)
+    start_from(towers, recipe.model.init)
+    classes = kinds()
+    objectives = {
+        name: classes[config.type or name](config, towers, recipe.views) for name, config in recipe.objectives.items()
+    }
+    for objective in objectives.values():
+        objective.borrow(objectives)
+    towers.checkpointing(recipe.efficiency.checkpointing == "blocks")
+    learner = Learner(towers, objectives, recipe.views, joint=recipe.efficiency.backward == "joint").train()
+    if recipe.efficiency.compile:
+        compile_blocks(learner)
+    return learner
+
+
+def compile_blocks(learner: Learner) -> None:
+    """Compile both models' image blocks; after checkpointing is set, before anything is sharded."""
+    for towers in (learner.student, learner.teacher):
+        for block in towers.image.trunk.blocks:
+            block.packed = torch.compile(block.packed, dynamic=True)
+
+
+def _named(objective: str, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Losses under the objective's own name in the recipe: `mae`, or `mae/part` when it has several."""
+    if len(losses) == 1:
+        return {objective: next(iter(losses.values()))}
+    return {f"{objective}/{part}": loss for part, loss in losses.items()}
+
+
+@torch.no_grad()
+def _signs_of_features(group: Group, encoded: Encoded) -> dict[str, Tensor]:
+    """Rank and spread of the student's and the teacher's features of a whole image and a whole caption."""
+    from harmony.training.diagnostics import feature_signs
+
+    signs: dict[str, Tensor] = {}
+    for request in encoded:
+        if isinstance(request, ImageRequest) and request.keep is None:
+            name, features = f"{request.model}_image", encoded.image(request).cls[0]
+        elif isinstance(request, TextRequest) and request.replace is None:
+            name, features = f"{request.model}_text", encoded.text(request).embed()
+        else:
+            continue
+        for sign, value in feature_signs(features.float()).items():
+            signs.setdefault(f"{name}/{sign}", value)
+    return signs

@@ -1,0 +1,146 @@
+"""AdamW over two groups of parameters, the schedules of its numbers, and the norm of the gradient.
+
+Shapes: P trained tensors.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from harmony.errors import UserError
+from harmony.schedules import Clock, Schedule
+from harmony.training.settings import OptimConfig
+
+_SPARED = ("bias", "token", "pos_embed", "positional_embedding", "positions", "scale", "temperature")
+"""Ends of the names of parameters that are no weights, whatever their shape."""
+
+
+def decays(name: str, parameter: nn.Parameter, rule: Literal["weights_only", "published"]) -> bool:
+    """Whether weight decay pulls on a parameter.
+
+    `weights_only`: the matrices of linear, convolution and embedding layers. Never norms, biases, class, register and
+    mask tokens, positions, temperatures. `published`: all but one-dimensional tensors and biases, as the published code
+    has it (its quirk C16); its mask tokens have leading dimensions that ours lack, so they count as weights.
+    """
+    leaf = name.rsplit(".", 1)[-1]
+    if rule == "published":
+        return leaf.endswith("token") or not (parameter.ndim == 1 or leaf == "bias")
+    return parameter.ndim > 1 and not leaf.endswith(_SPARED)
+
+
+def adamw(learner: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) over the trained parameters of `learner`, in a group that decays and one that does not.
+
+    The groups carry parameter names, which end up in the optimiser's state. Learning rate and decay are set before
+    every step, see `set_rates`.
+
+    Raises:
+        UserError: nothing is to be trained.
+    """
+    trained = [(name, p) for name, p in learner.named_parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("every parameter is frozen, so there is nothing to train; unfreeze a tower or add an objective")
+    groups = {True: [], False: []}  # type: dict[bool, list[tuple[str, nn.Parameter]]]
+    for name, parameter in trained:
+        groups[decays(name, parameter, optim.decay)].append((name, parameter))
+    return torch.optim.AdamW(
+        [{"params": members, "decays": key} for key, members in groups.items() if members],
+        lr=0.0,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=all(p.device.type in ("cpu", "cuda") for _, p in trained),
+    )
+
+
+def learning_rate(optim: OptimConfig, clock: Clock, batch_size: int) -> float:
+    """The learning rate of the step that starts at `clock`.
+
+    Grows in equal parts over the warm-up, to lr * batch_size / 256 (the linear rule of arXiv 1706.02677) in its last
+    step, then falls along half a cosine to `final_lr`, which the last step of the run has.
+    """
+    peak = optim.lr * batch_size / 256
+    warmup = optim.warmup.steps(clock)
+    place = clock.step + 1
+    if place < warmup:
+        return peak * place / warmup
+    rise = math.ceil(warmup)
+    fall = Schedule(shape="cosine", start=peak, stop=optim.final_lr)
+    return fall(Clock(step=place - rise, steps=clock.steps - rise, epoch_steps=1))
+
+
+def check_warmup(optim: OptimConfig, clock: Clock) -> None:
+    """Raise UserError when the run is over before its warm-up is."""
+    warmup = optim.warmup.steps(clock)
+    if warmup > clock.steps:
+        raise UserError(
+            f"optim.warmup ({optim.warmup}, {warmup:g} steps) is longer than the run ({clock.steps} steps, "
+            f"{clock.steps / clock.epoch_steps:g} epochs); shorten it (optim.warmup=10%) or train for longer"
+        )
+
+
+def set_rates(optimiser: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    """Give every group its learning rate, and the decaying one its decay."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+class Gradients:
+    """The gradients of all trained parameters: their norms by part, and clipping. Nothing here waits for the device.
+
+    Attributes:
+        parts: names of the parts (image, text, one for each objective), in the order of `by_part`.
+        parameters: the trained parameters, each once.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[nn.Parameter]], optim: OptimConfig) -> None:
+        self.parts = list(parts)
+        self.parameters: list[nn.Parameter] = []
+        self._part: list[int] = []
+        seen: set[nn.Parameter] = set()
+        for index, members in enumerate(parts.values()):
+            for parameter in members:
+                if parameter.requires_grad and parameter not in seen:
+                    seen.add(parameter)
+                    self.parameters.append(parameter)
+                    self._part.append(index)
+        self._max_norm = optim.clip_norm
+        self._image = self.parts.index("image") if optim.clip_scope == "image_tensors" else None
+
+    def norms(self) -> Tensor:
+        """(P,) float32, the Euclidean norm of each parameter's gradient; zero where there is none."""
+        device = self.parameters[0].device
+        norms = torch.zeros(len(self.parameters), device=device)
+        present = self._present()
+        if present:
+            found = torch._foreach_norm([self.parameters[i].grad for i in present])
+            norms[torch.tensor(present, device=device)] = torch.stack(found).to(norms.dtype)
+        return norms
+
+    def by_part(self, norms: Tensor) -> Tensor:
+        """(parts,), the norm of each part's gradient."""
+        squares = torch.zeros(len(self.parts), device=norms.device, dtype=norms.dtype)
+        return squares.index_add_(0, torch.tensor(self._part, device=norms.device), norms.square()).sqrt()
+
+    def clip(self, norms: Tensor) -> None:
+        """Shorten gradients that are longer than `clip_norm`, in place.
+
+        `all`: one factor for all, from the norm over every trained parameter. `image_tensors`: a factor for each tensor
+        of the image tower from its own norm, and none for the others (the published code's quirk C18).
+        """
+        if self._max_norm is None:
+            return
+        present = self._present()
+        if self._image is None:
+            factor = (self._max_norm / (norms.square().sum().sqrt() + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([self.parameters[i].grad for i in present], factor)
+            return
+        factors = (self._max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()
+        image = [i for i in present if self._part[i] == self._image]
+        torch._foreach_mul_([self.parameters[i].grad for i in image], [factors[i] for i in image])
+
+    def _present(self) -> list[int]:
+        return [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]

@@ -1,0 +1,220 @@
+"""The plan: what all objectives request, merged into the fewest encoder passes.
+
+Equal requests are encoded once, and requests that differ only in crops or layers are one pass over the union. Passes of
+one image tower that belong to the same group run packed, as one. Objectives that share a pass of the student form a
+group; groups run one after the other, each freed by its backward pass before the next begins, unless the plan is joint,
+in which case there is one group. The teacher's passes run once for all groups, without gradients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from harmony.data.batch import Batch
+from harmony.data.masks import MaskSampler
+from harmony.data.views import ViewConfig
+from harmony.errors import UserError, unknown
+from harmony.models.encodings import ImageEncoding, TextEncoding
+from harmony.models.towers import Towers
+from harmony.models.vision import Segment
+from harmony.objectives.base import Encoded, ImageRequest, Objective, Request, TextRequest
+
+Encodings = dict[Request, ImageEncoding | TextEncoding]
+
+
+@dataclass
+class Passes:
+    """What one model encodes at one time.
+
+    Attributes:
+        model: "student" or "teacher".
+        images: merged image requests; together they are one packed pass.
+        texts: merged text requests, one pass each.
+        asked: every original request with the merged one that covers it.
+    """
+
+    model: str
+    images: list[ImageRequest] = field(default_factory=list)
+    texts: list[TextRequest] = field(default_factory=list)
+    asked: dict[Request, Request] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.asked)
+
+
+@dataclass
+class Group:
+    """Objectives tied together by the student's passes they share."""
+
+    objectives: tuple[str, ...]
+    student: Passes
+
+
+class Plan:
+    """Passes and groups for a set of objectives.
+
+    Attributes:
+        teacher: the teacher's passes, shared by all groups.
+        groups: groups in the order of their first objective in the recipe.
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        views: Mapping[str, ViewConfig],
+        masks: Mapping[str, MaskSampler],
+        has_text: bool,
+        joint: bool = False,
+    ) -> None:
+        requests = {name: list(objective.requests()) for name, objective in objectives.items()}
+        for name, wanted in requests.items():
+            for request in wanted:
+                _check(name, request, views, masks, has_text)
+        self.teacher = _merge("teacher", [r for wanted in requests.values() for r in wanted], views)
+        self.groups = [
+            Group(names, _merge("student", [r for name in names for r in requests[name]], views))
+            for names in _tie(requests, joint)
+        ]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any objective asks the teacher for an encoding."""
+        return bool(self.teacher)
+
+
+def encode(passes: Passes, towers: Towers, batch: Batch) -> Encoded:
+    """Run the passes and sort the encodings by the requests that asked for them."""
+    done: Encodings = {}
+    if passes.images:
+        segments = [_segment(request, batch) for request in passes.images]
+        for request, encoding in zip(passes.images, towers.image.encode_packed(segments), strict=True):
+            done[request] = _by_crop(encoding, len(batch))
+    for text in passes.texts:
+        assert towers.text is not None
+        hidden = batch.masks[text.replace].masked if text.replace else None
+        done[text] = towers.text.read(batch.captions[text.stream], hidden, text.attention)
+    return Encoded({asked: _part(asked, merged, done[merged]) for asked, merged in passes.asked.items()})
+
+
+def _segment(request: ImageRequest, batch: Batch) -> Segment:
+    """The crops, masks and streams of one merged request; crops and examples become one dimension, crops outermost."""
+    assert request.crops is not None
+    crops = list(request.crops)
+    streams = [f"{request.view}/{crop}/{request.replace}/{request.keep}" for crop in crops]
+    kept = batch.masks[request.keep].kept if request.keep else None
+    return Segment(
+        pixels=_pick(batch.images[request.view], crops).flatten(0, 1),
+        replace=_pick(batch.masks[request.replace].masked, crops).flatten(0, 1) if request.replace else None,
+        keep=_pick(kept, crops).flatten(0, 1) if kept is not None else None,
+        layers=request.layers,
+        chance=batch.chance.branches(streams),
+    )
+
+
+def _pick(tensor: Tensor, crops: list[int]) -> Tensor:
+    """The given crops of a (V, ...) tensor; the tensor itself when these are all of them."""
+    return tensor if crops == list(range(len(tensor))) else tensor[crops]
+
+
+def _by_crop(encoding: ImageEncoding, images: int) -> ImageEncoding:
+    """(V * B, ...) -> (V, B, ...)."""
+    layers = {index: tokens.unflatten(0, (-1, images)) for index, tokens in encoding.layers.items()}
+    return replace(encoding, tokens=encoding.tokens.unflatten(0, (-1, images)), layers=layers)
+
+
+def _part(asked: Request, merged: Request, encoding: ImageEncoding | TextEncoding) -> ImageEncoding | TextEncoding:
+    """The crops that one request wanted from the pass that covers it."""
+    if not isinstance(encoding, ImageEncoding) or not isinstance(asked, ImageRequest) or asked.crops is None:
+        return encoding
+    assert isinstance(merged, ImageRequest) and merged.crops is not None
+    if asked.crops == merged.crops:
+        return encoding
+    places = [merged.crops.index(crop) for crop in asked.crops]
+    layers = {index: tokens[places] for index, tokens in encoding.layers.items()}
+    return replace(encoding, tokens=encoding.tokens[places], layers=layers)
+
+
+def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConfig]) -> Passes:
+    """Requests of one model that differ only in crops or layers become one over the union."""
+    passes = Passes(model)
+    families: dict[ImageRequest, list[ImageRequest]] = {}
+    for request in requests:
+        if request.model != model:
+            continue
+        if isinstance(request, TextRequest):
+            if request not in passes.texts:
+                passes.texts.append(request)
+            passes.asked[request] = request
+        else:
+            families.setdefault(replace(request, crops=None, layers=()), []).append(request)
+    for family, members in families.items():
+        crops = sorted({crop for member in members for crop in _crops(member, views)})
+        layers = sorted({layer for member in members for layer in member.layers})
+        merged = replace(family, crops=tuple(crops), layers=tuple(layers))
+        passes.images.append(merged)
+        passes.asked |= {member: merged for member in members}
+    return passes
+
+
+def _crops(request: ImageRequest, views: Mapping[str, ViewConfig]) -> tuple[int, ...]:
+    return tuple(range(views[request.view].count)) if request.crops is None else request.crops
+
+
+def _tie(requests: Mapping[str, Sequence[Request]], joint: bool) -> list[tuple[str, ...]]:
+    """Names of objectives that share a pass of the student, transitively."""
+    groups: list[tuple[set[str], set[Request]]] = []
+    for name, wanted in requests.items():
+        passes = {_family(request) for request in wanted if request.model == "student"}
+        tied = [group for group in groups if joint or group[1] & passes]
+        names = {name}.union(*(group[0] for group in tied))
+        shared = passes.union(*(group[1] for group in tied))
+        first = groups.index(tied[0]) if tied else len(groups)
+        groups = [group for group in groups if group not in tied]
+        groups.insert(first, (names, shared))
+    return [tuple(name for name in requests if name in names) for names, _ in groups]
+
+
+def _family(request: Request) -> Request:
+    return replace(request, crops=None, layers=()) if isinstance(request, ImageRequest) else request
+
+
+def _check(
+    name: str,
+    request: Request,
+    views: Mapping[str, ViewConfig],
+    masks: Mapping[str, MaskSampler],
+    has_text: bool,
+) -> None:
+    """Refuse what cannot be encoded, with the fix in the message."""
+    if request.model not in ("student", "teacher"):
+        raise unknown(f"model in objective {name}:", request.model, ("student", "teacher"))
+    if isinstance(request, TextRequest):
+        if not has_text:
+            raise UserError(f"objective {name} reads captions, but model.text is null; give the text tower's sizes")
+        if request.replace is not None:
+            _check_mask(name, request.replace, masks)
+        return
+    if request.view not in views:
+        raise unknown(f"view in objective {name}:", request.view, views)
+    count = views[request.view].count
+    if request.crops is not None and max(request.crops) >= count:
+        raise UserError(
+            f"objective {name} needs crop {max(request.crops) + 1} of view {request.view!r}, which has {count}; "
+            f"set views.{request.view}.count={max(request.crops) + 1} or more"
+        )
+    for mask in (request.replace, request.keep):
+        if mask is not None:
+            _check_mask(name, mask, masks, request.view)
+
+
+def _check_mask(name: str, mask: str, masks: Mapping[str, MaskSampler], view: str | None = None) -> None:
+    if mask not in masks:
+        raise UserError(
+            f"objective {name} uses the mask {mask!r}, which no objective of this recipe draws "
+            f"(drawn: {', '.join(masks) or 'none'}); set objectives.{name}.mask=null, or keep the objective that draws it "
+            "(a weight of 0 switches an objective off and keeps its masks)"
+        )
+    if view is not None and masks[mask].view != view:
+        raise UserError(f"objective {name} uses the mask {mask!r} on view {view!r}, but it is drawn on {masks[mask].view!r}")
+
