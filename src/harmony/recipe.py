@@ -3,7 +3,8 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import NoneType
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_serializer, field_validator, model_validator
 
@@ -155,7 +156,8 @@ def _objective(name: str, values: Any) -> Any:
 
 
 def _check_crops(recipe: Recipe) -> None:
-    patch = recipe.model.image.patch or patch_size(recipe.model.image.name)
+    own = patch_size(recipe.model.image.name)
+    patch = recipe.model.image.patch or own
     for name, view in recipe.views.items():
         if view.size < patch:
             raise UserError(
@@ -170,10 +172,18 @@ def _check_crops(recipe: Recipe) -> None:
 
 
 def _check_names(recipe: Recipe) -> None:
+    """The views that objectives name; masks and heads of other objectives are looked up when the objectives are built."""
     for objective, config in recipe.objectives.items():
-        view = getattr(config, "view", None)
-        if isinstance(view, str) and view not in recipe.views:
-            raise UserError(f"objectives.{objective}.view: {unknown('view', view, recipe.views)}")
+        for name, field in type(config).model_fields.items():
+            view = getattr(config, name)
+            if name.split("_")[-1] == "view" and view is not None and view not in recipe.views:
+                hint = str(unknown("view", view, recipe.views)).partition("; ")[2]
+                none = (
+                    f"; objectives.{objective}.{name}=null does without"
+                    if NoneType in get_args(field.annotation)
+                    else ""
+                )
+                raise UserError(f"objectives.{objective}.{name} is {view!r}, but no view has this name; {hint}{none}")
 
 
 def _check_length(recipe: Recipe) -> None:

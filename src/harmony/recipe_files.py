@@ -17,6 +17,11 @@ Values = dict[str, Any]
 
 MISSING = "???"
 """Stands for a value that whoever starts the run must give."""
+_SHORT = {"image": "name"}
+"""Sections that may be written as one word, and the key that the word is for."""
+
+_BARE_MISSING = re.compile(r"(?<![^\s:,\[{])\?\?\?(?![^\s,}\]])")
+"""It need not be quoted, although YAML gives a question mark within braces a meaning of its own."""
 
 _FOLDER = Path(__file__).parent / "recipes"
 _NOT_INHERITED = ("name", "description", "needs")
@@ -66,7 +71,15 @@ class _Dumper(yaml.SafeDumper):
     """Quotes whatever either version of YAML would read as something other than a word."""
 
 
+class _Section(dict[str, Any]):
+    """A mapping that is written with a line for each key."""
+
+
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(
+    _Section,
+    lambda dumper, section: dumper.represent_mapping("tag:yaml.org,2002:map", section.items(), flow_style=False),
+)
 
 
 def names() -> list[str]:
@@ -127,7 +140,7 @@ def parse(text: str) -> Any:
     Raises:
         yaml.YAMLError: the text is not YAML.
     """
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(_BARE_MISSING.sub(f'"{MISSING}"', text), Loader=_Loader)
 
 
 def _place(error: yaml.YAMLError) -> str:
@@ -140,9 +153,16 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def written(values: Values) -> str:
-    """As YAML text, the innermost lists and sections in one line each."""
-    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    """As YAML text: the sections with a line for each key, the innermost lists and mappings within one line."""
+    sections = {key: _Section(value) if isinstance(value, dict) and value else value for key, value in values.items()}
+    text = yaml.dump(sections, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     return str(text)
+
+
+def written_in_line(values: Values) -> str:
+    """One key and its value as a single line of YAML, however long."""
+    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+    return str(text).strip()[1:-1]
 
 
 def merged(below: Values, above: Values) -> Values:
@@ -150,6 +170,8 @@ def merged(below: Values, above: Values) -> Values:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
+        if key in _SHORT and isinstance(old, str) and isinstance(value, dict):
+            old = {_SHORT[key]: old}
         if isinstance(old, dict) and isinstance(value, dict) and not _is_whole(old, value):
             result[key] = merged(old, value)
         else:
@@ -200,7 +222,7 @@ def _check_path(values: Values, parts: Sequence[str], override: str) -> None:
     section: Any = values
     for depth, part in enumerate(parts[:-1]):
         section = section.get(part)
-        if section is None:
+        if section is None or part in _SHORT:
             return
         if not isinstance(section, dict):
             raise UserError(

@@ -65,7 +65,9 @@ class Duration(BaseModel):
         return self.amount * {"epochs": clock.epoch_steps, "steps": 1, "%": clock.steps / 100}[self.unit]
 
     def __str__(self) -> str:
-        return f"{self.amount:g}%" if self.unit == "%" else f"{self.amount:g} {self.unit}"
+        if self.unit == "%":
+            return f"{self.amount:g}%"
+        return f"{self.amount:g} {self.unit.removesuffix('s') if self.amount == 1 else self.unit}"
 
 
 DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str, return_type=str)]
@@ -95,6 +97,9 @@ class Schedule(BaseModel):
                     raise ValueError(f"a schedule knows from, to and over, not {', '.join(sorted(map(str, extra)))}")
                 if not {"from", "to"} <= set(spec):
                     raise ValueError("a schedule needs from and to, as in {cosine: {from: 1.0, to: 0.2}}")
+                for end in ("from", "to"):
+                    if isinstance(spec[end], bool) or not isinstance(spec[end], int | float):
+                        raise ValueError(f"a schedule's {end} must be a number, not {spec[end]!r}")
                 over = Duration.parse(spec["over"]) if spec.get("over") is not None else None
                 return cls(shape=shape, start=float(spec["from"]), stop=float(spec["to"]), over=over)
         raise ValueError(

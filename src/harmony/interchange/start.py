@@ -1,8 +1,160 @@
-"""First weights of the towers: from timm, open_clip, a published Harmony checkpoint, a run or a plain file."""
+"""First weights of the towers: from timm, open_clip, a published Harmony checkpoint, a run or a plain file.
 
+    timm:NAME                       a timm model's pretrained weights (image tower)
+    open_clip:NAME/TAG              an open_clip model's weights (either tower)
+    published:FILE                  a checkpoint of the published Harmony code (either tower)
+    PATH                            a run, one of its checkpoints, or a file of weights named as timm's or open_clip's
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import open_clip
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from harmony.errors import UserError, unknown
+from harmony.interchange.published import load_exactly, read_published, towers_from_published
 from harmony.models.settings import InitConfig
+from harmony.models.text import TextTower
 from harmony.models.towers import Towers
+from harmony.models.vision import ImageTower
+
+State = dict[str, Tensor]
 
 
 def start_from(towers: Towers, init: str | InitConfig | None) -> None:
-    """Load what `init` names into the towers; nothing when it is None."""
+    """Load what `init` names into the towers; one source for both, or one for each. None leaves them as drawn.
+
+    Raises:
+        UserError: the source does not exist, cannot be read, or does not fit the towers; nothing is half loaded silently.
+    """
+    if init is None:
+        return
+    sources = InitConfig(image=init, text=init) if isinstance(init, str) else init
+    both = isinstance(init, str)
+    if sources.image is not None:
+        _start_image(towers.image, weights_of(sources.image), sources.image)
+    if sources.text is not None and towers.text is not None:
+        state = weights_of(sources.text)
+        # One source for both towers may hold an image tower alone, as every timm model does.
+        if text_part(state) or not both:
+            _start_text(towers.text, state, sources.text)
+
+
+def weights_of(source: str) -> State:
+    """The weights that a source holds, under timm's, open_clip's or `Towers`' names."""
+    kind, _, name = source.partition(":")
+    if kind == "timm" and name:
+        return _from_timm(name)
+    if kind == "open_clip" and name:
+        return _from_open_clip(name)
+    if kind == "published" and name:
+        return towers_from_published(read_published(Path(name)))
+    return _from_path(Path(source))
+
+
+def _from_timm(name: str) -> State:
+    if name.split(".")[0] not in timm.list_models():
+        raise unknown("timm model", name, timm.list_models(module="vision_transformer"))
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:
+        raise UserError(f"the weights of timm:{name} cannot be had ({_first_line(error)}); give a local file instead") from None
+    return dict(model.state_dict())
+
+
+def _from_open_clip(name: str) -> State:
+    architecture, _, tag = name.partition("/")
+    if architecture not in open_clip.list_models():
+        raise unknown("open_clip model", architecture, open_clip.list_models())
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags and not Path(tag).is_file():
+        raise UserError(f"open_clip:{name} names no weights; write open_clip:{architecture}/TAG with TAG one of {', '.join(tags)}")
+    try:
+        model = open_clip.create_model(architecture, pretrained=tag)
+    except Exception as error:
+        raise UserError(f"the weights of open_clip:{name} cannot be had ({_first_line(error)}); give a local file") from None
+    return dict(model.state_dict())
+
+
+def _from_path(path: Path) -> State:
+    if path.is_dir():
+        found = sorted(path.glob("checkpoints/step-*/model.safetensors")) + sorted(path.glob("model.safetensors"))
+        if not found:
+            raise UserError(f"{path} is neither a run nor a checkpoint (no model.safetensors in it); check model.init")
+        path = found[-1]
+    if not path.is_file():
+        raise UserError(
+            f"model.init names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, published:FILE, "
+            "a run or a file of weights"
+        )
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as weights ({_first_line(error)})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no plain state dict; save one with model.state_dict()")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    # A run starts another one from its teacher, which is what is evaluated too.
+    own = {key.removeprefix("teacher."): value for key, value in state.items() if key.startswith("teacher.")}
+    return own or state
+
+
+def _start_image(tower: ImageTower, state: State, source: str) -> None:
+    """Fill the image tower from a state dict of ours, timm's or open_clip's; positions are resized to the tower's grid."""
+    own = _under(state, "image.")
+    if own:
+        trunk, extra = _under(own, "trunk."), {k: v for k, v in own.items() if not k.startswith("trunk.")}
+    else:
+        visual = _under(state, "visual.")
+        trunk = _under(visual, "trunk.") or ({f"visual.{k}": v for k, v in visual.items()} if visual else dict(state))
+        extra = _projection(visual)
+    if not any(key.endswith(("patch_embed.proj.weight", "conv1.weight")) for key in trunk):
+        raise UserError(f"{source} holds no image tower (no patch embedding in it); check model.init")
+    trunk = checkpoint_filter_fn(trunk, tower.trunk, interpolation="bicubic", antialias=True)
+    trunk = {key: value for key, value in trunk.items() if not key.startswith(("head.", "fc_norm.", "attn_pool."))}
+    load_exactly(tower.trunk, trunk, f"{source}, for model.image,")
+    rest = {"mask_token": tower.mask_token.detach(), "proj.weight": tower.proj.weight.detach()} | extra
+    load_exactly(tower, {f"trunk.{k}": v for k, v in tower.trunk.state_dict().items()} | rest, f"{source}, for model.image,")
+
+
+def _projection(visual: State) -> State:
+    """The projection into the shared space of an open_clip image tower, which has it as a linear layer or as a matrix."""
+    if "head.proj.weight" in visual:
+        return {"proj.weight": visual["head.proj.weight"]}
+    return {"proj.weight": visual["proj"].T.contiguous()} if "proj" in visual else {}
+
+
+def text_part(state: State) -> State:
+    """The part of a state dict that is a text tower, named as in TextTower; empty when there is none."""
+    own = _under(state, "text.")
+    if any(key.startswith("transformer.token_embedding") for key in own):
+        return own
+    if "token_embedding.weight" in own:
+        return {f"transformer.{key}": value for key, value in own.items()}
+    if "token_embedding.weight" not in state:
+        return {}
+    names = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+    return {f"transformer.{key}": value for key, value in state.items() if key.startswith(names)}
+
+
+def _start_text(tower: TextTower, state: State, source: str) -> None:
+    part = text_part(state)
+    if not part:
+        raise UserError(f"{source} holds no text tower; set model.init.text to a source that does, or to null")
+    load_exactly(tower, {"mask_token": tower.mask_token.detach()} | part, f"{source}, for model.text,")
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> State:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

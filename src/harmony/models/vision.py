@@ -9,11 +9,12 @@ Shapes: B images, N patches, K kept patches, D width, S tokens laid end to end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -82,7 +83,7 @@ def _attend(attn: Attention, x: Tensor, packing: Packing) -> Tensor:
         q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
         out.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
-    return attn.proj(attn.norm(torch.cat(out) if len(out) > 1 else out[0]))
+    return attn.proj(_inner_norm(attn)(torch.cat(out) if len(out) > 1 else out[0]))
 
 
 class ImageTower(nn.Module):
@@ -204,6 +205,11 @@ class ImageTower(nn.Module):
         return torch.cat(factors, dim=2)[..., None]
 
 
+def _inner_norm(attn: Attention) -> nn.Module:
+    """timm's optional norm of the attended values; older releases have no such attribute."""
+    return getattr(attn, "norm", nn.Identity())
+
+
 def _create_trunk(config: ImageConfig, size: int) -> VisionTransformer:
     """The timm model the settings describe, untrained, with packed blocks and no classifier."""
     own_patch = patch_size(config.name)
@@ -227,11 +233,15 @@ def _create_trunk(config: ImageConfig, size: int) -> VisionTransformer:
         raise UserError(f"model.image cannot be built as {config.name} with {changes or 'its own sizes'}: {error}") from None
 
 
+@cache
 def patch_size(name: str) -> int:
     """A timm model's own patch side in px; refuses what is not a plain ViT with a class token."""
-    plain = [known for known in timm.list_models(module="vision_transformer")]
-    if name.split(".")[0] not in timm.list_models():
-        raise unknown("timm model", name, plain)
+    plain = timm.list_models(module="vision_transformer")
+    architecture, _, tag = name.partition(".")
+    if tag:
+        raise UserError(f"model.image {name!r} names weights; write model.image={architecture} and model.init=timm:{name}")
+    if name not in timm.list_models():
+        raise unknown("timm model", name, timm.list_models(module="vision_transformer"))
     with torch.device("meta"):
         model = timm.create_model(name)
     reason = _why_not_plain(model)
@@ -247,10 +257,13 @@ def _why_not_plain(model: nn.Module) -> str | None:
         return f"is a {type(model).__name__}, not a plain VisionTransformer"
     if not model.has_class_token:
         return "has no class token"
+    if type(model.patch_embed) is not PatchEmbed:
+        return f"cuts its patches by a {type(model.patch_embed).__name__}"
     if model.pos_embed is None:
         return "has no learned positions"
     if any(type(block) is not Block or type(block.attn) is not Attention for block in model.blocks):
         return "has blocks of its own kind"
-    if any(block.attn.gate is not None for block in model.blocks if hasattr(block.attn, "gate")):
+    # Newer releases of timm have an optional gate; older ones have no such attribute.
+    if any(getattr(block.attn, "gate", None) is not None for block in model.blocks):
         return "has gated attention"
     return None

@@ -4,6 +4,8 @@ Shapes: B examples, D width of a feature.
 """
 
 import math
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,16 +17,13 @@ from torch import Tensor
 from harmony import ranks
 from harmony.data.batch import Batch
 from harmony.training import distributed
+from harmony.training.distributed import TrainingError
 
 _KEPT_FILES = 10
 """Batches saved a run at most, so that a sick run does not fill the disk."""
 
 _NAMED_KEYS = 8
 """Examples named in a message; the saved file holds all."""
-
-
-class TrainingError(Exception):
-    """Training cannot go on although the input was well formed. Reported without a traceback, exit status 1."""
 
 
 @torch.no_grad()
@@ -75,13 +74,13 @@ class Watch:
         """The step's numbers were finite."""
         self._in_a_row = 0
 
-    def skip(self, step: int, culprits: Sequence[str], sick: bool, batches: Sequence[Batch]) -> str:
-        """The step's numbers were not finite, on this rank or on another.
+    def skip(self, step: int, complaint: str, sick: bool, batches: Sequence[Batch]) -> str:
+        """The step's numbers were not finite, on this rank or on another. All ranks must call this.
 
         Args:
             step: the number of the step, counted from 1.
-            culprits: what was not finite, the same on all ranks ("loss mae", "the gradient of part image").
-            sick: whether this rank has a loss that is not finite.
+            complaint: what was not finite, see `complaint`.
+            sick: whether it was on this rank, so that its examples may be to blame.
             batches: its examples, as loaded.
 
         Returns:
@@ -92,24 +91,19 @@ class Watch:
         """
         self.skipped += 1
         self._in_a_row += 1
-        any_sick = any(distributed.everyones(sick))
-        blamed = batches if sick or not any_sick else []
-        keys = [key for rank in distributed.everyones([k for b in blamed for k in b.keys]) for key in rank]
-        saved = [path for path in distributed.everyones(self._save(step, blamed)) if path]
-        message = (
-            f"step {step}: {' and '.join(culprits)} not finite, with examples {_some(keys)}"
-            f"{f' (saved in {saved[0]})' if saved else ''}"
-        )
+        path = self._save(step, batches) if sick else None
+        blamed = distributed.everyones(([key for batch in batches for key in batch.keys], path) if sick else ([], None))
+        keys = [key for keys, _ in blamed for key in keys]
+        saved = ", ".join(str(path) for _, path in blamed if path)
+        message = f"step {step}: {complaint}, with examples {_some(keys)}" + (f" (saved in {saved})" if saved else "")
         if self._in_a_row > self._most:
             raise TrainingError(
-                f"stopped at {message}; {self._in_a_row} steps in a row. Load the file with torch.load to look at the "
-                "batch; a lower optim.lr, train.precision=bf16 or fp32, or a smaller weight for the objective often helps"
+                f"stopped at {message}, after {self._most} skipped steps. torch.load opens the batch; a lower optim.lr or "
+                "weight, or train.precision=fp32, often helps"
             )
         return f"{message}; its update is left out"
 
     def _save(self, step: int, batches: Sequence[Batch]) -> str | None:
-        if not batches:
-            return None
         path = self._directory / f"step-{step:08}-rank-{ranks.rank()}.pt"
         try:
             self._directory.mkdir(exist_ok=True)
@@ -122,10 +116,21 @@ class Watch:
         return str(path)
 
 
-def culprits(losses: Mapping[str, float], norms: Mapping[str, float]) -> list[str]:
-    """Names of the losses that are not finite, or else of the parts whose gradient is not; empty when all are."""
-    bad = [f"loss {name} is" for name, value in losses.items() if not math.isfinite(value)]
-    return bad or [f"the gradient of {name} is" for name, value in norms.items() if not math.isfinite(value)]
+def complaint(losses: Mapping[str, float], norms: Mapping[str, float]) -> str | None:
+    """Which losses are not finite, or else the gradients of which parts; None when all are."""
+    for what, values in (("loss", losses), ("gradient", norms)):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            return f"the {what} of {' and of '.join(bad)} is not finite"
+    return None
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: what tensors took on a GPU, or what the process took on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def plain(batch: Batch) -> dict[str, object]:

@@ -17,6 +17,10 @@ from harmony import ranks
 from harmony.errors import UserError
 
 
+class TrainingError(Exception):
+    """Training cannot go on although the input was well formed. Reported without a traceback, exit status 1."""
+
+
 class StoppedElsewhere(SystemExit):
     """Another rank failed and says why; this one only leaves."""
 
@@ -65,17 +69,22 @@ def agree(values: Sequence[float]) -> list[float]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails in this block on one rank fails on all: that rank raises its error, the others `StoppedElsewhere`.
+    """What fails in this block on one rank fails on all; ranks wait for each other at its end.
 
-    Ranks wait for each other at the end of the block.
+    The first rank raises the error that the user is to read, the others leave quietly.
     """
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    if agree([error is not None])[0]:
-        raise error or StoppedElsewhere()
+    if not agree([error is not None])[0]:
+        return
+    told = isinstance(error, (UserError, TrainingError))
+    first = next((e for e in everyones(error if told else None) if e is not None), None)
+    if error is not None and (ranks.is_main() or not told):
+        raise error
+    raise first if first is not None and ranks.is_main() else StoppedElsewhere()
 
 
 def everyones(value: Any) -> list[Any]:
@@ -85,8 +94,3 @@ def everyones(value: Any) -> list[Any]:
     values: list[Any] = [None] * ranks.count()
     dist.all_gather_object(values, value)
     return values
-
-
-def first_ranks(value: Any) -> Any:
-    """The first rank's value, on every rank."""
-    return everyones(value)[0]

@@ -71,16 +71,6 @@ def learning_rate(optim: OptimConfig, clock: Clock, batch_size: int) -> float:
     return fall(Clock(step=place - rise, steps=clock.steps - rise, epoch_steps=1))
 
 
-def check_warmup(optim: OptimConfig, clock: Clock) -> None:
-    """Raise UserError when the run is over before its warm-up is."""
-    warmup = optim.warmup.steps(clock)
-    if warmup > clock.steps:
-        raise UserError(
-            f"optim.warmup ({optim.warmup}, {warmup:g} steps) is longer than the run ({clock.steps} steps, "
-            f"{clock.steps / clock.epoch_steps:g} epochs); shorten it (optim.warmup=10%) or train for longer"
-        )
-
-
 def set_rates(optimiser: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
     """Give every group its learning rate, and the decaying one its decay."""
     for group in optimiser.param_groups:
@@ -98,49 +88,46 @@ class Gradients:
 
     def __init__(self, parts: Mapping[str, Sequence[nn.Parameter]], optim: OptimConfig) -> None:
         self.parts = list(parts)
-        self.parameters: list[nn.Parameter] = []
-        self._part: list[int] = []
-        seen: set[nn.Parameter] = set()
+        owner: dict[nn.Parameter, int] = {}
         for index, members in enumerate(parts.values()):
             for parameter in members:
-                if parameter.requires_grad and parameter not in seen:
-                    seen.add(parameter)
-                    self.parameters.append(parameter)
-                    self._part.append(index)
+                if parameter.requires_grad:
+                    owner.setdefault(parameter, index)
+        self.parameters = list(owner)
+        self._owner = torch.tensor(list(owner.values()), device=self.parameters[0].device)
         self._max_norm = optim.clip_norm
-        self._image = self.parts.index("image") if optim.clip_scope == "image_tensors" else None
+        self._clipped_alone: set[nn.Parameter] | None = None
+        if optim.clip_scope == "image_tensors":
+            self._clipped_alone = set(parts["image"])
 
     def norms(self) -> Tensor:
-        """(P,) float32, the Euclidean norm of each parameter's gradient; zero where there is none."""
-        device = self.parameters[0].device
-        norms = torch.zeros(len(self.parameters), device=device)
-        present = self._present()
-        if present:
-            found = torch._foreach_norm([self.parameters[i].grad for i in present])
-            norms[torch.tensor(present, device=device)] = torch.stack(found).to(norms.dtype)
-        return norms
+        """(P,), the Euclidean norm of each parameter's gradient; zero where there is none."""
+        found = iter(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None]))
+        none = self.parameters[0].new_zeros(())
+        return torch.stack([none if p.grad is None else next(found) for p in self.parameters])
 
     def by_part(self, norms: Tensor) -> Tensor:
         """(parts,), the norm of each part's gradient."""
-        squares = torch.zeros(len(self.parts), device=norms.device, dtype=norms.dtype)
-        return squares.index_add_(0, torch.tensor(self._part, device=norms.device), norms.square()).sqrt()
+        squares = norms.new_zeros(len(self.parts)).index_add_(0, self._owner, norms.square())
+        return squares.sqrt()
 
     def clip(self, norms: Tensor) -> None:
         """Shorten gradients that are longer than `clip_norm`, in place.
 
         `all`: one factor for all, from the norm over every trained parameter. `image_tensors`: a factor for each tensor
         of the image tower from its own norm, and none for the others (the published code's quirk C18).
+
+        Args:
+            norms: (P,), what `norms` returned.
         """
         if self._max_norm is None:
             return
-        present = self._present()
-        if self._image is None:
-            factor = (self._max_norm / (norms.square().sum().sqrt() + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([self.parameters[i].grad for i in present], factor)
-            return
-        factors = (self._max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()
-        image = [i for i in present if self._part[i] == self._image]
-        torch._foreach_mul_([self.parameters[i].grad for i in image], [factors[i] for i in image])
-
-    def _present(self) -> list[int]:
-        return [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if self._clipped_alone is None:
+            norms = norms.square().sum().sqrt().expand(len(norms))
+        factors = (self._max_norm / (norms + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_ has it
+        chosen = [
+            (parameter.grad, factor)
+            for parameter, factor in zip(self.parameters, factors.unbind(), strict=True)
+            if parameter.grad is not None and (self._clipped_alone is None or parameter in self._clipped_alone)
+        ]
+        torch._foreach_mul_([gradient for gradient, _ in chosen], [factor for _, factor in chosen])

@@ -1,11 +1,14 @@
 """One line that says how far the run is and when it will be done: live in a terminal, a line now and then elsewhere."""
 
+import math
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from harmony.schedules import Clock
 
 _PLAIN_SECONDS = 5.0
 """Least time between two plain lines."""
@@ -17,24 +20,25 @@ _NOTABLE_WAIT = 0.1
 class ProgressLine:
     """Shows progress on standard error; on ranks other than the first it shows nothing."""
 
-    def __init__(self, steps: int, start: int, shown: bool = True) -> None:
-        self._steps = steps
+    def __init__(self, clock: Clock, batch_size: int, shown: bool = True) -> None:
+        """`clock`: the place in the run at which it starts. `batch_size`: pairs a step."""
+        self._batch_size = batch_size
         self._shown = shown
         self._console = Console(stderr=True, highlight=False)
         self._live: Progress | None = None
         self._task = TaskID(0)
-        self._last_plain = 0.0
+        self._last_plain = -math.inf
         self._seconds_a_step: float | None = None
-        self._place = (start, time.monotonic())
+        self._last = time.monotonic()
         if shown and self._console.is_terminal:
             columns = (
                 TextColumn("[bold cyan]harmony"),
-                BarColumn(bar_width=24, complete_style="cyan"),
+                BarColumn(bar_width=24, complete_style="cyan", finished_style="green"),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.description}"),
             )
-            self._live = Progress(*columns, console=self._console, transient=False)
-            self._task = self._live.add_task("waiting for the first step", total=steps, completed=start)
+            self._live = Progress(*columns, console=self._console)
+            self._task = self._live.add_task("waiting for the first step", total=clock.steps, completed=clock.step)
 
     def __enter__(self) -> "ProgressLine":
         if self._live:
@@ -45,26 +49,28 @@ class ProgressLine:
         if self._live:
             self._live.stop()
 
-    def update(self, step: int, epoch: float, loss: float, rate: float, waiting: float) -> None:
-        """Show that `step` steps are done.
+    def update(self, clock: Clock, loss: float, waiting: float) -> None:
+        """Show that a step is done.
 
         Args:
-            step, epoch: how far the run is.
-            loss: of the last step.
-            rate: pairs a second.
+            clock: the place in the run after it.
+            loss: of the step.
             waiting: share of the time spent waiting for data, from 0 to 1.
         """
-        self._time(step)
         if not self._shown:
             return
-        facts = [f"step {step}/{self._steps}", f"epoch {epoch:.2f}", f"loss {loss:.4g}", f"{rate:.4g} pairs/s"]
-        if waiting >= _NOTABLE_WAIT:
-            facts.append(f"{waiting:.0%} waiting for data")
-        if self._seconds_a_step is not None:
-            facts.append(f"{spoken((self._steps - step) * self._seconds_a_step)} left")
+        seconds = self._timed()
+        facts = [
+            f"step {clock.step}/{clock.steps}",
+            f"epoch {clock.epoch:.2f}",
+            f"loss {loss:.4f}",
+            f"{self._batch_size / seconds:.3g} pairs/s",
+            *([f"{waiting:.0%} waiting for data"] if waiting >= _NOTABLE_WAIT else []),
+            f"{spoken((clock.steps - clock.step) * seconds)} left" if clock.step < clock.steps else "done",
+        ]
         if self._live:
-            self._live.update(self._task, completed=step, description="[dim] · [/dim]".join(facts))
-        elif time.monotonic() - self._last_plain >= _PLAIN_SECONDS or step == self._steps:
+            self._live.update(self._task, completed=clock.step, description="[dim] · [/dim]".join(facts))
+        elif time.monotonic() - self._last_plain >= _PLAIN_SECONDS or clock.step == clock.steps:
             self._last_plain = time.monotonic()
             sys.stderr.write(" · ".join(facts) + "\n")
             sys.stderr.flush()
@@ -74,15 +80,13 @@ class ProgressLine:
         if self._shown:
             self._console.print(text, markup=False, soft_wrap=True)
 
-    def _time(self, step: int) -> None:
-        """Keep a running mean of the seconds a step takes; the first steps, which warm up, soon lose their weight."""
-        before, since = self._place
-        if step <= before:
-            return
-        seconds = (time.monotonic() - since) / (step - before)
-        self._place = (step, time.monotonic())
+    def _timed(self) -> float:
+        """Seconds a step takes, as a running mean in which the first steps, which warm up, soon lose their weight."""
+        now = time.monotonic()
+        took, self._last = max(now - self._last, 1e-9), now
         old = self._seconds_a_step
-        self._seconds_a_step = seconds if old is None else 0.9 * old + 0.1 * seconds
+        self._seconds_a_step = took if old is None else 0.9 * old + 0.1 * took
+        return self._seconds_a_step
 
 
 def spoken(seconds: float) -> str:

@@ -65,7 +65,9 @@ def find_files(pattern: str, uri: str, what: str, suffix: str) -> list[Path]:
         if not inside:
             missing.append(one)
     if not pattern or not found:
-        raise UserError(f"{uri} names no {what}: {missing[0] if missing else 'the path'} is not there; correct the path")
+        raise UserError(
+            f"{uri} names no {what}: {missing[0] if missing else 'the path'} is not there; correct the path"
+        )
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(f"{len(missing)} of {len(patterns)} {what} of {uri} are missing: {names}; correct the range")

@@ -155,12 +155,10 @@ def _sign_marks(sign: str, curves: Mapping[str, Curve], recipe: Recipe) -> list[
 
 
 def _prototypes(name: str, recipe: Recipe) -> int | None:
-    """Number of prototypes of an objective's head, its own or the one it borrows."""
-    config = recipe.objectives.get(name)
-    borrowed = getattr(config, "head_of", None) or getattr(config, "share_head", None)
-    head = getattr(config, "head", None)
-    if head is None and isinstance(borrowed, str):
-        head = getattr(recipe.objectives.get(borrowed), "head", None)
+    """Number of prototypes of an objective's head, its own or the one that another objective lends it."""
+    head = getattr(recipe.objectives.get(name), "head", None)
+    if isinstance(head, str):
+        head = getattr(recipe.objectives.get(head), "head", None)
     return getattr(head, "prototypes", None)
 
 

@@ -1,0 +1,249 @@
+"""The `harmony` command. Each sub-command is a few lines over the package; nothing heavy is imported before it is needed.
+
+Exit status: 0 done, 2 the input was wrong (one sentence says what to change), 130 or 143 stopped by a signal after
+saving, 1 anything else.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from harmony.errors import UserError
+
+if TYPE_CHECKING:
+    from harmony.recipe import Recipe
+
+_UsageError = typer.BadParameter.__mro__[1]
+"""What typer raises when a command, an option or an argument is wrong."""
+
+app = typer.Typer(
+    name="harmony",
+    help="Pre-train image and text encoders on image-caption pairs, and measure what they learned.",
+    epilog="A first run, minutes on a CPU: [bold]harmony train quickstart --out runs/quickstart[/]",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Look at data, or make some.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(data, name="data", rich_help_panel="Look before you train")
+
+_TRAINING, _LOOKING, _MEASURING = "Train", "Look before you train", "Measure"
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A name that `harmony recipes` lists, or a YAML file.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes to the recipe by dotted key, such as train.epochs=10 or objectives.mae=null.",
+        show_default=False,
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.", show_default=False)]
+Uri = Annotated[
+    str,
+    typer.Argument(
+        metavar="URI", help="Data by kind and place: shards:, table:, folder: or scenes:.", show_default=False
+    ),
+]
+
+
+@app.command(rich_help_panel=_TRAINING)
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New directory for the run.", show_default=False)],
+) -> None:
+    """Train a recipe from the start, evaluate it, and write a report.
+
+    Under torchrun it trains on all processes together: torchrun --nproc-per-node 8 -m harmony train ...
+    """
+    from harmony import recipe as recipes
+    from harmony.evaluation.tasks import check_validation
+    from harmony.training import trainer
+
+    loaded = recipes.load(recipe, overrides or [])
+    check_validation(loaded)
+    trainer.train(loaded, out)
+    _finish(out, loaded)
+
+
+@app.command(rich_help_panel=_TRAINING)
+def resume(
+    run: Run,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on even if recipe, data or software differ from the checkpoint's.")
+    ] = False,
+) -> None:
+    """Go on with a run exactly where it stopped."""
+    from harmony.training import trainer
+    from harmony.training.run_directory import open_run
+
+    trainer.resume(run, force)
+    _finish(run, open_run(run).recipe())
+
+
+def _finish(out: Path, recipe: "Recipe") -> None:
+    """After training: measure on the validation data, write the report, say where everything is."""
+    from harmony.evaluation.report import write_report
+    from harmony.evaluation.tasks import evaluate_run
+
+    if not _is_main():
+        return
+    for task, metrics in evaluate_run(out, recipe).items():
+        _show_metrics(task, metrics)
+    report = write_report(out)
+    Console(highlight=False).print(f"Done. The report: [bold]{report}[/]")
+
+
+@app.command(rich_help_panel=_MEASURING)
+def evaluate(
+    where: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Directory of a run or of a checkpoint.", show_default=False),
+    ],
+    *,
+    task: Annotated[str, typer.Option(metavar="TASK", help="zero_shot or retrieval.", show_default=False)],
+    data_uri: Annotated[str, typer.Option("--data", metavar="URI", help="Data to measure on.", show_default=False)],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="teacher or student.")] = "teacher",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the task; may be given again."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory for metrics.json.", show_default=False)
+    ],
+) -> None:
+    """Measure a trained model on one task."""
+    from harmony import recipe_files
+    from harmony.evaluation import tasks
+
+    values = recipe_files.with_overrides({}, settings or [])
+    metrics = tasks.run(where, task, data_uri, model=model, settings=dict(recipe_files.flat(values)), out=out)
+    _show_metrics(task, metrics)
+    Console(highlight=False).print(f"Written to [bold]{out / 'metrics.json'}[/]")
+
+
+@app.command(rich_help_panel=_MEASURING)
+def report(run: Run) -> None:
+    """Write DIR/report.html: curves, reconstructions, feature maps, retrievals."""
+    from harmony.evaluation.report import write_report
+    from harmony.training.run_directory import open_run
+
+    Console(highlight=False).print(f"The report: [bold]{write_report(open_run(run).path)}[/]")
+
+
+@app.command(rich_help_panel=_LOOKING)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="One to be shown in full.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the recipes, or show one with every setting explained."""
+    if name is None:
+        _list_recipes()
+        return
+    from harmony.recipe import resolve
+    from harmony.recipe_text import explained
+
+    _show_yaml(explained(resolve(name, overrides or [])))
+
+
+@app.command(rich_help_panel=_LOOKING)
+def cost(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Count parameters, tokens, FLOPs and memory of a recipe before anything is trained."""
+    from harmony.recipe import resolve
+    from harmony.training.cost import cost_of, tables
+
+    console = Console(highlight=False)
+    for table in tables(cost_of(resolve(recipe, overrides or []))):
+        console.print(table)
+
+
+@data.command("inspect")
+def data_inspect(
+    uri: Uri,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the sheet of images goes.", show_default=False)
+    ] = None,
+) -> None:
+    """Show counts, sizes, caption lengths and what is bad, and draw a sheet of images."""
+    from harmony.data import inspect
+
+    inspect.show(uri, sheet)
+
+
+def _list_recipes() -> None:
+    from rich.table import Table
+
+    from harmony import recipe_files
+
+    table = Table(box=None, padding=(0, 2, 1, 0), show_edge=False)
+    table.add_column("recipe", style="bold cyan", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("needs", style="dim")
+    for name in recipe_files.names():
+        values = recipe_files.read(name)
+        table.add_row(name, values.get("description", ""), values.get("needs", ""))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("[dim]`harmony recipes NAME` shows one with every setting explained.[/]")
+
+
+def _show_yaml(text: str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        sys.stdout.write(text)
+        return
+    from rich.syntax import Syntax
+
+    console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
+
+
+def _show_metrics(task: str, metrics: Mapping[str, float]) -> None:
+    from rich.table import Table
+
+    table = Table(title=task, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    Console(highlight=False).print(table)
+
+
+def _is_main() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _tell(message: str) -> None:
+    if _is_main():
+        sys.stderr.write(f"harmony: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit status."""
+    try:
+        status = app(args=list(arguments) if arguments is not None else None, prog_name="harmony", standalone_mode=False)
+    except UserError as error:
+        _tell(str(error))
+        return 2
+    except _UsageError as error:
+        _tell(_about_usage(error))
+        return 2
+    except KeyboardInterrupt:
+        _tell("stopped")
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Captions as token ids: open_clip's byte-pair tokenizer, its vocabulary of 49,408 entries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+
+@cache
+def _byte_pairs() -> Any:
+    """The tokenizer proper, read from open_clip's package once a process."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Turns captions into rows of token ids: begin, words, end, then zeros.
+
+    Attributes:
+        context: most tokens a caption may have, begin and end included.
+        truncation: what becomes of a longer caption. `keep_end`: it is cut and its last token replaced by the end token.
+            `cut`: it is cut and loses its end token, as the published code does it.
+        vocabulary: number of token ids.
+        begin, end: the ids of the tokens around a caption; `end` is the largest id. Note that 0, the padding, is also
+            the id of "!".
+    """
+
+    context: int = 77
+    truncation: Literal["keep_end", "cut"] = "keep_end"
+    vocabulary: ClassVar[int] = 49408
+    begin: ClassVar[int] = 49406
+    end: ClassVar[int] = 49407
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Token ids of B captions: (B, T) int64, T the longest caption's length, zero behind a caption's end."""
+        rows = [self._row(caption) for caption in captions]
+        ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of one row of ids, without begin, end and what follows."""
+        words = list(ids)
+        words = words[: words.index(self.end)] if self.end in words else words
+        return str(_byte_pairs().decode([word for word in words if word != self.begin])).strip()
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens each caption has, begin and end included, before it is cut to the context."""
+        return [len(_byte_pairs().encode(caption)) + 2 for caption in captions]
+
+    def _row(self, caption: str) -> list[int]:
+        row = [self.begin, *_byte_pairs().encode(caption), self.end]
+        if len(row) > self.context:
+            row = row[: self.context]
+            if self.truncation == "keep_end":
+                row[-1] = self.end
+        return row

@@ -1,0 +1,66 @@
+"""The processes that make batches: how many, and how they start."""
+
+import os
+import shutil
+import signal
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+
+MOST = 16
+"""Workers a rank that `auto` never exceeds."""
+
+AHEAD = 2
+"""Batches that each worker has ready or in the making."""
+
+
+def count_workers(wanted: int | Literal["auto"], batch_bytes: int) -> int:
+    """How many workers to start on this rank.
+
+    `auto` is one less than the cores a rank has, at most 16, and no more than the shared memory through which batches travel
+    has room for (a container often has 64 MB of it, and a worker that finds it full is killed).
+
+    Args:
+        wanted: a number, which is taken as it is, or "auto".
+        batch_bytes: size of one batch.
+    """
+    if wanted != "auto":
+        return wanted
+    ranks_here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    by_cores = cores() // ranks_here - 1
+    by_memory = shared_memory() // ranks_here // (2 * AHEAD * max(1, batch_bytes))
+    return max(0, min(by_cores, by_memory, MOST))
+
+
+def cores() -> int:
+    """Cores this process may use: those it is bound to, and no more than its container's share of time."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return bound
+
+
+def shared_memory() -> int:
+    """Free bytes of the shared memory that processes exchange tensors through; without bound where there is no such place."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return 2**62
+
+
+def start_worker(number: int) -> None:
+    """Set up worker `number`: one thread, quiet about odd files, deaf to the signals that the training process handles.
+
+    Ctrl-C and a scheduler's SIGTERM reach all processes of a group. The training process decides what follows (it may want
+    more batches before it saves), and its workers end when it closes them or dies.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

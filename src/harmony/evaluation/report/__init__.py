@@ -1,0 +1,85 @@
+"""The report of a run: one self-contained report.html, drawn from what lies in the run's directory."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+from harmony import recipe as recipes
+from harmony.data.sources import Source, open_source
+from harmony.errors import UserError
+from harmony.evaluation.encoder import find_checkpoint, load_encoder, load_part
+from harmony.evaluation.features import crops_at, spread
+from harmony.evaluation.report import curves, facts, pictures
+from harmony.evaluation.report import results as shown
+from harmony.evaluation.report.html import Html, Section, joined, note, tag
+from harmony.evaluation.report.log import Log
+from harmony.evaluation.report.style import CSS, SCRIPT
+from harmony.evaluation.results import read_details, read_metrics
+from harmony.objectives.mae import Mae
+from harmony.objectives.registry import kinds
+from harmony.recipe import Recipe
+from harmony.training import checkpoints
+
+COLOURED, RECONSTRUCTED = 8, 6
+"""Images with colour maps and with reconstructions."""
+
+THUMBNAIL = 128
+"""Side in px of the images among the retrievals."""
+
+
+def write(run_dir: Path | str) -> Path:
+    """Write `run_dir`/report.html. A part that the run does not have is left out, or replaced by a sentence.
+
+    Raises:
+        UserError: there is no run in the directory.
+    """
+    folder = Path(run_dir)
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{run_dir} holds no run (it has no recipe.yaml); name a directory that `harmony train` wrote")
+    page = _page(folder)
+    target, aside = folder / "report.html", folder / f".report.html.{os.getpid()}"
+    try:
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def _page(folder: Path) -> str:
+    recipe, log, metrics = recipes.load(folder / "recipe.yaml"), Log.read(folder / "log.jsonl"), read_metrics(folder)
+    checkpoint = _checkpoint(folder)
+    state = facts.read_state(checkpoint)
+    retrieval, zero_shot = read_details(folder, "retrieval"), read_details(folder, "zero_shot")
+    sections = [
+        shown.results(metrics),
+        curves.losses(log, recipe) or Section("losses", "Losses", curves.empty()),
+        curves.signs(log, recipe),
+        *_drawn(folder, recipe, checkpoint),
+        shown.retrievals(retrieval, _thumbnails(recipe, retrieval)),
+        shown.classes(zero_shot, metrics.get("zero_shot", {})),
+        curves.optimisation(log, recipe),
+        curves.speed(log),
+        facts.whole_recipe(recipe, state, _count_lines(folder / "bad_examples.jsonl")),
+    ]
+    head = facts.head(folder.resolve().name, recipe, log, state, checkpoint / "model.safetensors" if checkpoint else None)
+    return document(f"{folder.resolve().name} · Harmony", head, [section for section in sections if section])
+
+
+def document(title: str, head: Html, sections: Iterable[Section]) -> str:
+    """The whole page."""
+    every = list(sections)
+    links = [tag("a", section.title, href=f"#{section.name}") for section in every]
+    body = [
+        tag("nav", tag("div", *links)),
+        tag("main", head, *(section.html() for section in every), tag("footer", "Written by harmony report.")),
+        tag("script", Html(SCRIPT)),
+    ]
+    top = [
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        tag("style", Html(CSS)),
+    ]
+    return f"<!doctype html>\n{tag('html', tag('head', *top), tag('body', *body), lang='en')}\n"

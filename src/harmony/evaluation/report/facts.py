@@ -1,0 +1,113 @@
+"""The head of the page: which run this is, what it learned from and what it cost; and its end: the whole recipe."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from harmony.evaluation.report.html import Html, Section, folded, joined, tag
+from harmony.evaluation.report.log import Log
+from harmony.recipe import Recipe
+from harmony.training.progress import spoken
+
+
+def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], weights: Path | None) -> Html:
+    """Title, description, objectives and the facts of the run."""
+    facts = [
+        ("images", f"{recipe.model.image.name}, {recipe.largest_view} px"),
+        ("captions", _text_tower(recipe)),
+        ("parameters", _parameters(weights)),
+        ("data", _data(recipe, state)),
+        ("length", _length(log, state)),
+        ("batch", f"{recipe.data.batch_size:,} pairs"),
+        ("precision", recipe.train.precision),
+        ("training time", _time(log)),
+    ]
+    items = [tag("div", tag("dt", term), tag("dd", value)) for term, value in facts if value]
+    chips = [tag("li", objective, tag("small", _weight(config.weight)), class_="chip") for objective, config in recipe.objectives.items()]
+    return tag(
+        "header",
+        tag("p", "Harmony · report of a run", class_="eyebrow"),
+        tag("h1", name),
+        tag("p", recipe.description or f"recipe {recipe.name}", class_="lead"),
+        tag("ul", *chips, class_="chips"),
+        tag("dl", *items, class_="facts"),
+    )
+
+
+def whole_recipe(recipe: Recipe, state: Mapping[str, Any], bad: int) -> Section:
+    """The resolved recipe and with what it was run."""
+    versions = [f"{key} {state[key]}" for key in ("harmony", "torch") if state.get(key)]
+    remarks = []
+    if versions:
+        remarks.append(f"Run with {' and '.join(versions)}.")
+    if state.get("skipped"):
+        remarks.append(f"{state['skipped']} updates were left out because a loss or a gradient was not finite.")
+    if bad:
+        remarks.append(f"{bad:,} examples could not be read; bad_examples.jsonl names them.")
+    recipe_text = folded("The resolved recipe", tag("pre", recipe.to_yaml()))
+    return Section("recipe", "Recipe", joined([tag("p", " ".join(remarks)) if remarks else "", recipe_text]))
+
+
+def _weight(weight: Any) -> str:
+    return f"{weight.start:g}" if weight.start == weight.stop else f"{weight.start:g} → {weight.stop:g}"
+
+
+def _text_tower(recipe: Recipe) -> str:
+    text = recipe.model.text
+    return f"transformer, {text.width} wide, {text.layers} deep" if text else "none"
+
+
+def _parameters(weights: Path | None) -> str:
+    """Parameters of both towers as trained, and of what training needs besides, from the checkpoint's header."""
+    if weights is None:
+        return ""
+    counts = {"towers": 0, "heads": 0}
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            size = 1
+            for side in file.get_slice(name).get_shape():
+                size *= side
+            counts["towers"] += size if name.startswith("student.") else 0
+            counts["heads"] += size if name.startswith("objectives.") and "teacher" not in name else 0
+    return f"{_many(counts['towers'])} in the towers, {_many(counts['heads'])} in heads and decoders"
+
+
+def _many(count: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _data(recipe: Recipe, state: Mapping[str, Any]) -> str:
+    count = (state.get("data") or {}).get("examples")
+    return f"{recipe.data.train}" + (f", {count:,} pairs" if isinstance(count, int) else "")
+
+
+def _length(log: Log, state: Mapping[str, Any]) -> str:
+    step, epoch = log.last("step") or state.get("step"), log.last("epoch")
+    if not step:
+        return ""
+    planned = state.get("steps")
+    parts = [f"{step:,.0f} steps" if not planned or planned == step else f"{step:,.0f} of {planned:,} steps"]
+    if epoch:
+        parts.append(f"{epoch:.3g} epochs")
+    if examples := log.last("examples"):
+        parts.append(f"{examples:,.0f} pairs seen")
+    return ", ".join(parts)
+
+
+def _time(log: Log) -> str:
+    seconds = log.training_seconds()
+    return spoken(seconds) if seconds else ""
+
+
+def read_state(checkpoint: Path | None) -> dict[str, Any]:
+    """The checkpoint's state.json as it is; empty when there is none."""
+    try:
+        return dict(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))) if checkpoint else {}
+    except (OSError, ValueError):
+        return {}

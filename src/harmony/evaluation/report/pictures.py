@@ -1,0 +1,113 @@
+"""Images as data URIs, and images drawn from what the encoder sees. Shapes: B images, S px a side, N patches, D width."""
+
+import base64
+import io
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from harmony.chance import Chance
+from harmony.data.masks import PatchSampler
+from harmony.evaluation.encoder import TowersEncoder
+from harmony.evaluation.report.html import Section, picture, tag
+from harmony.models.vision import Segment
+from harmony.objectives.mae import Mae
+from harmony.schedules import Clock
+
+GREY = 127
+"""What removed patches are painted with."""
+
+
+def data_uri(pixels: Tensor, side: int | None = None, quality: int = 85) -> str:
+    """(3, S, S) uint8 as an embedded JPEG, made smaller when it is larger than `side` px."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    if side is not None and side < image.width:
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+@torch.no_grad()
+def patch_colours(encoder: TowersEncoder, pixels: Tensor) -> Tensor:
+    """The first three principal components of the patch features of several images, as colours.
+
+    The components are those of all images' patches together, so that a colour means the same in each image. Each is
+    stretched so that all but the outermost 2 % of the patches at either end lie within the range of a colour.
+
+    Args:
+        encoder: gives the features.
+        pixels: (B, 3, S, S) normalised.
+
+    Returns:
+        (B, 3, S, S) uint8.
+    """
+    features = encoder.towers.image.encode(pixels).patches.float()  # (B, N, D)
+    rows, columns = encoder.towers.image.grid(pixels.shape[-1])
+    flat = features.flatten(0, 1).double()
+    flat = flat - flat.mean(dim=0)
+    directions = torch.linalg.eigh(flat.T @ flat)[1][:, -3:].flip(1)  # the last are the largest
+    # The sign of a direction is arbitrary; this choice makes the picture the same on every machine.
+    strongest = directions.abs().argmax(dim=0)
+    components = flat @ (directions * directions[strongest, range(directions.shape[1])].sign())
+    low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
+    colours = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    if colours.shape[1] < 3:  # features of one or two channels
+        colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
+    maps = colours.view(len(pixels), rows, columns, 3).permute(0, 3, 1, 2)
+    large = F.interpolate(maps, pixels.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+    return (large * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def reconstructions(encoder: TowersEncoder, mae: Mae, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images with patches removed as at the end of training, and with these patches as the decoder predicts them.
+
+    Args:
+        encoder: the student's towers, which the decoder was trained with, on the CPU.
+        mae: the objective that holds the decoder.
+        pixels: (B, 3, S, S) normalised.
+
+    Returns:
+        (B, 3, S, S) uint8 twice.
+    """
+    tower = encoder.towers.image
+    grid = tower.grid(pixels.shape[-1])
+    sampler = mae.masks()["mae"]
+    assert isinstance(sampler, PatchSampler)
+    chance = Chance.of_examples(0, 0, torch.arange(len(pixels)))
+    mask = sampler.draw("mae", chance, 1, grid, Clock(1, 1, 1))
+    assert mask.kept is not None
+    encoding = tower.encode_packed([Segment(pixels, keep=mask.kept[0])])[0]
+    filled = mae.reconstruct(pixels[None], encoding.tokens[None], encoding.prefix, mask)[0]
+    hidden = mask.masked[0].view(-1, 1, *grid).float()
+    hidden = F.interpolate(hidden, pixels.shape[-2:], mode="nearest") > 0.5
+    return encoder.denormalise(pixels).masked_fill(hidden, GREY), encoder.denormalise(filled)
+
+
+def colour_section(originals: list[Tensor], maps: Tensor) -> Section:
+    """Images beside the colour maps of their patch features."""
+    pairs = [
+        tag("div", picture(data_uri(image, 224), "validation image"), picture(data_uri(colours, 224), "its patch features as colours"))
+        for image, colours in zip(originals, maps, strict=True)
+    ]
+    lead = (
+        "The teacher's patch features of these images, reduced to their first three principal components and shown as "
+        "red, green and blue. The components are common to all images: patches of one colour mean the same to the encoder."
+    )
+    return Section("features", "What the patches mean", tag("div", *pairs, class_="pairs"), lead)
+
+
+def reconstruction_section(originals: list[Tensor], masked: Tensor, filled: Tensor, share: float) -> Section:
+    """Original, masked and reconstructed images in rows of three."""
+    triples = [
+        tag("div", *(picture(data_uri(image, 224), says) for image, says in zip(images, ("original", "what is left of it", "reconstruction"), strict=True)))
+        for images in zip(originals, masked, filled, strict=True)
+    ]
+    lead = (
+        f"Validation images; the same with {100 * share:.0f} % of the patches removed, as the encoder sees them; and with the "
+        "removed patches as the decoder predicts them from the rest."
+    )
+    return Section("reconstructions", "Reconstructions", tag("div", *triples, class_="triples"), lead)

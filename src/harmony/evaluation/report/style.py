@@ -1,0 +1,174 @@
+"""How the page looks: one column of sections, light or dark as the reader's system is, nothing from the network."""
+
+CSS = """
+:root {
+  --page: #f7f7f5; --card: #ffffff; --line: #e4e3df; --grid: #ecebe7; --ink: #16161a; --soft: #55545c; --faint: #8a8993;
+  --accent: #2a6fd6; --right: #2a6fd6; --wrong: #d9483b; --hit: #12a06b;
+  --c0: #55545c; --c1: #2a78d6; --c2: #13976a; --c3: #d08a00; --c4: #008300; --c5: #5a48bf; --c6: #d9463f; --c7: #d0568f;
+  --c8: #d9622b;
+  color-scheme: light dark;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #121214; --card: #1b1b1f; --line: #2e2e34; --grid: #29292f; --ink: #f2f2f4; --soft: #b4b3bd; --faint: #85848f;
+    --accent: #6aa5f5; --right: #4c8ff0; --wrong: #e66767; --hit: #2fc08a;
+    --c0: #b4b3bd; --c1: #4a93ea; --c2: #22ab7d; --c3: #d49a1c; --c4: #3aa03a; --c5: #9085e9; --c6: #e66767; --c7: #dc6fa2;
+    --c8: #e0763f;
+  }
+}
+* { box-sizing: border-box; }
+html { scroll-behavior: smooth; scroll-padding-top: 3.5rem; -webkit-text-size-adjust: 100%; }
+body {
+  margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
+}
+nav {
+  position: sticky; top: 0; z-index: 5; background: color-mix(in srgb, var(--page) 88%, transparent);
+  backdrop-filter: blur(10px); border-bottom: 1px solid var(--line);
+}
+nav div { max-width: 1120px; margin: auto; padding: 0 24px; display: flex; gap: 22px; overflow-x: auto; }
+nav a { color: var(--soft); text-decoration: none; font-size: 14px; padding: 12px 0; white-space: nowrap; }
+nav a:hover { color: var(--ink); }
+main { max-width: 1120px; margin: auto; padding: 0 24px 64px; }
+header { padding: 52px 0 8px; }
+.eyebrow { margin: 0; color: var(--accent); font-size: 14px; font-weight: 600; letter-spacing: .02em; }
+h1 { font-size: 44px; line-height: 1.1; letter-spacing: -.022em; margin: 6px 0 10px; overflow-wrap: anywhere; }
+h2 { font-size: 26px; letter-spacing: -.014em; line-height: 1.2; margin: 0 0 6px; }
+h3 { font-size: 15px; font-weight: 600; margin: 0; }
+.lead { color: var(--soft); max-width: 74ch; margin: 0 0 20px; }
+header .lead { font-size: 19px; margin-bottom: 16px; }
+section { padding-top: 56px; }
+section > h3 { margin: 28px 0 12px; font-size: 17px; }
+small { color: var(--faint); font-size: 13px; }
+.chips { display: flex; flex-wrap: wrap; gap: 8px; list-style: none; padding: 0; margin: 0 0 28px; }
+.chip { border: 1px solid var(--line); background: var(--card); border-radius: 99px; padding: 3px 13px; font-size: 14px; }
+.chip small { margin-left: 7px; font-variant-numeric: tabular-nums; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px 28px; margin: 0; }
+.facts div { border-top: 1px solid var(--line); padding-top: 8px; }
+dt { color: var(--faint); font-size: 13px; }
+dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
+.note { color: var(--soft); background: var(--card); border: 1px dashed var(--line); border-radius: 12px; padding: 16px 20px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 16px; }
+.card {
+  background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 18px 20px 16px;
+  display: flex; flex-direction: column; font-size: 14px; color: var(--soft);
+}
+.card .of { font-size: 13px; color: var(--faint); }
+.card .big {
+  font-size: 38px; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; color: var(--ink); white-space: nowrap;
+}
+.card .track { margin: 14px 0 7px; }
+.card .chance { font-size: 13px; color: var(--faint); }
+.track { position: relative; display: block; height: 8px; border-radius: 4px; background: var(--grid); }
+.track i { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: var(--accent); min-width: 2px; }
+.track b { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); opacity: .55; }
+details { margin-top: 18px; }
+summary { cursor: pointer; color: var(--soft); font-size: 15px; width: max-content; }
+summary:hover { color: var(--ink); }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 28px; margin-top: 16px; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
+th { color: var(--faint); font-weight: 500; font-size: 13px; }
+th, td { text-align: right; padding: 6px 0 6px 16px; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+pre {
+  background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px; overflow-x: auto;
+  font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
+}
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; }
+figure { margin: 0; }
+.chart {
+  background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 16px 18px 14px; position: relative;
+  display: flex; flex-direction: column;
+}
+.chart .head { display: flex; justify-content: space-between; align-items: baseline; gap: 4px 14px; flex-wrap: wrap; margin-bottom: 8px; }
+.chart .now { font-size: 15px; font-variant-numeric: tabular-nums; color: var(--soft); }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 13px; color: var(--soft); }
+.key { white-space: nowrap; }
+.key i { display: inline-block; width: 11px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle; background: currentColor; }
+figcaption { color: var(--soft); font-size: 13.5px; line-height: 1.45; margin-top: 8px; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg text { fill: var(--faint); font-size: 11px; font-variant-numeric: tabular-nums; }
+svg .left, svg .end { text-anchor: end; }
+.grid { stroke: var(--grid); stroke-width: 1; }
+.mark { stroke: var(--faint); stroke-width: 1; stroke-dasharray: 4 4; }
+.line, .raw { fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap: round; }
+.line { stroke-width: 2; }
+.raw { stroke-width: 1; opacity: .3; }
+.dot { fill: currentColor; }
+.cursor { stroke: var(--faint); stroke-width: 1; }
+.tip {
+  position: absolute; z-index: 3; pointer-events: none; background: var(--ink); color: var(--page); border-radius: 8px;
+  padding: 6px 10px; font-size: 12.5px; line-height: 1.45; font-variant-numeric: tabular-nums; white-space: nowrap;
+}
+.tip b { font-weight: 500; opacity: .7; display: block; }
+.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); } .c4 { color: var(--c4); }
+.c5 { color: var(--c5); } .c6 { color: var(--c6); } .c7 { color: var(--c7); } .c8 { color: var(--c8); }
+img { display: block; width: 100%; height: auto; border-radius: 8px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(248px, 1fr)); gap: 20px; }
+.pairs div { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
+.triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 22px; }
+.triples div { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 4px; }
+.queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(430px, 1fr)); gap: 18px; }
+.query { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px 18px 18px; min-width: 0; }
+.query p { margin: 0 0 10px; font-size: 15px; line-height: 1.4; }
+.query q { font-weight: 550; }
+.strip { display: flex; gap: 7px; align-items: center; }
+.strip span { flex: 1 1 0; min-width: 0; max-width: 92px; position: relative; }
+.strip .dots { flex: 0 0 auto; color: var(--faint); }
+.strip .lost { font-size: 11px; color: var(--faint); text-align: center; }
+.strip img { outline: 1px solid var(--line); }
+.strip .own { outline: 3px solid var(--hit); outline-offset: 1px; }
+.classes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 28px 40px; align-items: start; }
+.bars { display: grid; gap: 7px; }
+.bar { display: grid; grid-template-columns: minmax(90px, 34%) 1fr 112px; gap: 12px; align-items: center; font-size: 14px; }
+.bar .label { text-align: right; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--soft); }
+.bar .value { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.bar .value small { margin-left: 6px; }
+.confusion svg { max-width: 460px; }
+.heat { background: var(--card); border-radius: 8px; outline: 1px solid var(--line); }
+.heat .right { fill: var(--right); } .heat .wrong { fill: var(--wrong); }
+.confused h3 { margin-bottom: 8px; }
+footer { color: var(--faint); font-size: 13px; padding-top: 56px; }
+@media (max-width: 560px) { h1 { font-size: 32px; } .queries { grid-template-columns: 1fr; } .bar { grid-template-columns: 34% 1fr 96px; } }
+@media print { nav { display: none; } .chart, .card, .query { break-inside: avoid; } }
+"""
+
+SCRIPT = """
+"use strict";
+const svgNames = "http://www.w3.org/2000/svg";
+const shown = (value, share) =>
+  share ? (100 * value).toPrecision(3) + " %" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
+for (const svg of document.querySelectorAll("svg[data-chart]")) {
+  const { lines, share } = JSON.parse(svg.dataset.chart);
+  const figure = svg.parentElement;
+  let marks = [], tip = null;
+  const clear = () => { for (const mark of marks) mark.remove(); marks = []; };
+  const add = (name, attributes) => {
+    const node = document.createElementNS(svgNames, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    svg.append(node);
+    marks.push(node);
+  };
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const place = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
+    clear();
+    const near = lines.map((line) => line.points.reduce((a, b) => Math.abs(b[2] - place) < Math.abs(a[2] - place) ? b : a));
+    add("line", { x1: near[0][2], x2: near[0][2], y1: 10, y2: 166, class: "cursor" });
+    near.forEach((point, i) => add("circle", { cx: point[2], cy: point[3], r: 3.5, class: "dot c" + lines[i].colour }));
+    if (!tip) { tip = document.createElement("div"); tip.className = "tip"; figure.append(tip); }
+    tip.replaceChildren(Object.assign(document.createElement("b"), { textContent: "step " + Math.round(near[0][0]).toLocaleString("en") }));
+    near.forEach((point, i) => {
+      const row = document.createElement("div");
+      row.textContent = (lines.length > 1 ? lines[i].name + "  " : "") + shown(point[1], share);
+      tip.append(row);
+    });
+    const outer = figure.getBoundingClientRect();
+    const left = event.clientX - outer.left + 14;
+    tip.style.left = Math.min(left, outer.width - tip.offsetWidth - 8) + "px";
+    tip.style.top = Math.max(4, event.clientY - outer.top - tip.offsetHeight - 12) + "px";
+  });
+  svg.addEventListener("pointerleave", () => { clear(); if (tip) tip.remove(); tip = null; });
+}
+"""

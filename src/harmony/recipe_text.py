@@ -1,0 +1,44 @@
+"""A recipe as YAML in which every setting is explained beside its value."""
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from harmony import recipe_files
+from harmony.recipe import Recipe
+from harmony.recipe_files import is_schedule
+
+_COLUMN = 52
+_WIDTH = 120
+
+
+def explained(recipe: Recipe) -> str:
+    """YAML text that loads to an equal recipe, with what each setting means as comments."""
+    return "\n".join(_lines(recipe, recipe.to_dict(), indent=0)) + "\n"
+
+
+def _lines(owner: Any, values: dict[str, Any], indent: int) -> Iterator[str]:
+    """The lines of one section: `owner` is the settings object or the mapping of such that `values` was written from."""
+    for key, value in values.items():
+        inner = getattr(owner, key) if isinstance(owner, BaseModel) else owner[key]
+        meaning = type(owner).model_fields[key].description if isinstance(owner, BaseModel) else None
+        if indent == 0 and isinstance(value, dict):
+            yield ""
+        if key in ("name", "description", "needs") and indent == 0:
+            yield recipe_files.written_in_line({key: value})
+        elif isinstance(value, dict) and value and not is_schedule(value):
+            yield from _beside(f"{' ' * indent}{key}:", meaning)
+            yield from _lines(inner, value, indent + 2)
+        else:
+            yield from _beside(" " * indent + recipe_files.written_in_line({key: value}), meaning)
+
+
+def _beside(setting: str, meaning: str | None) -> Iterator[str]:
+    """The setting with its meaning behind it, going on below where it is long."""
+    column = max(_COLUMN, len(setting) + 2)
+    told = textwrap.wrap(meaning or "", max(_WIDTH - column - 2, 40))
+    yield f"{setting.ljust(column)}# {told[0]}" if told else setting
+    for rest in told[1:]:
+        yield f"{' ' * column}# {rest}"

@@ -1,0 +1,139 @@
+"""What a run tells while it trains: the log, the progress line, the examples that could not be read."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from harmony import ranks
+from harmony.data.batch import Batch
+from harmony.recipe import Recipe
+from harmony.schedules import Clock
+from harmony.training import distributed
+from harmony.training.diagnostics import memory_gib
+from harmony.training.logs import Log, open_logs
+from harmony.training.progress import ProgressLine
+from harmony.training.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step found, as plain numbers: means over ranks and micro-batches.
+
+    Attributes:
+        losses, weights: unweighted losses by name, and the factor of each in the sum.
+        norms: norm of the gradient by part, before clipping.
+        rates: learning rate, weight decay, teacher momentum, and the loss scale in fp16.
+        complaint: what was not finite, so that the update was left out; None when all was well.
+        sick: whether it was not finite on this rank.
+    """
+
+    losses: dict[str, float]
+    weights: dict[str, float]
+    norms: dict[str, float]
+    rates: dict[str, float]
+    complaint: str | None = None
+    sick: bool = False
+
+    @property
+    def loss(self) -> float:
+        """The weighted sum."""
+        return sum(self.weights[name] * value for name, value in self.losses.items())
+
+
+class Journal:
+    """Writes on the first rank; on the others it only takes part in what ranks exchange."""
+
+    def __init__(self, run: RunDirectory, recipe: Recipe, clock: Clock, device: torch.device) -> None:
+        """`clock`: the place in the run at which it starts or goes on."""
+        self._run = run
+        self._batch_size = recipe.data.batch_size
+        self._device = device
+        self._logs: list[Log] = []
+        if ranks.is_main():
+            self._logs = open_logs(run.path, recipe.train.loggers, recipe.to_dict(), clock.step)
+        self._progress = ProgressLine(clock, self._batch_size, shown=ranks.is_main())
+        self._bad: list[dict[str, object]] = []
+        self._waited = 0.0
+        self._since = (clock.step, time.monotonic())
+
+    def __enter__(self) -> "Journal":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.__exit__(kind, error, at)
+        for log in self._logs:
+            log.close()
+
+    def say(self, text: str) -> None:
+        """A line to the user."""
+        self._progress.say(text)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent in this block counts as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def step(self, clock: Clock, measured: Measured, loaded: Sequence[Batch]) -> None:
+        """A step is done; `clock` is the place after it."""
+        for batch in loaded:
+            self._bad += [{"step": clock.step, "key": key, "reason": reason} for key, reason in batch.skipped]
+        self._progress.update(clock, measured.loss, self._share_waited())
+
+    def log(self, clock: Clock, measured: Measured, signs: Mapping[str, Tensor], skipped: int) -> None:
+        """Write the step that was just done to the log. All ranks must call this."""
+        values: dict[str, float] = {
+            "step": clock.step,
+            "epoch": clock.epoch,
+            "examples": clock.step * self._batch_size,
+            "loss": measured.loss,
+        }
+        for name, loss in measured.losses.items():
+            values |= {f"loss/{name}": loss, f"weight/{name}": measured.weights[name]}
+        values |= measured.rates
+        values["grad_norm"] = sum(norm**2 for norm in measured.norms.values()) ** 0.5
+        values |= {f"grad_norm/{part}": norm for part, norm in measured.norms.items()}
+        values |= _told(signs)
+        values |= {"skipped_steps": skipped, **self._speed(clock.step), "memory_gib": memory_gib(self._device)}
+        for log in self._logs:
+            log.write(values)
+
+    def note_bad_examples(self) -> None:
+        """Append the bad examples met since the last call, on any rank, to bad_examples.jsonl. All ranks must call this."""
+        found = [record for records in distributed.everyones(self._bad) for record in records]
+        self._bad = []
+        if found and ranks.is_main():
+            with self._run.bad_examples.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in found)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        """Throughput and waiting since the last call."""
+        before, since = self._since
+        now = time.monotonic()
+        speed = {
+            "examples_per_second": (step - before) * self._batch_size / max(now - since, 1e-9),
+            "data_wait": self._share_waited(),
+        }
+        self._since, self._waited = (step, now), 0.0
+        return speed
+
+    def _share_waited(self) -> float:
+        return self._waited / max(time.monotonic() - self._since[1], 1e-9)
+
+
+def _told(signs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Signs as numbers, averaged over ranks; a learned temperature stands by itself as well."""
+    if not signs:
+        return {}
+    values = ranks.mean(torch.stack([value.float() for value in signs.values()])).tolist()
+    named = dict(zip(signs, values, strict=True))
+    temperature = {"temperature": value for name, value in named.items() if name.endswith("/temperature")}
+    return temperature | {f"sign/{name}": value for name, value in named.items()}

@@ -1,0 +1,117 @@
+"""The plan: how many passes a step of Harmony makes, what is merged, and what is refused."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "objectives"))
+
+from harmony.errors import UserError
+from harmony.models.text import TextTower
+from harmony.models.vision import ImageTower
+from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """(tower, segments or captions, attention) of every encoder pass."""
+    seen: list[tuple] = []
+    encode, read = ImageTower.encode_packed, TextTower.read
+
+    def watched_encode(self, segments):
+        seen.append((self, [tuple(s.pixels.shape) for s in segments]))
+        return encode(self, segments)
+
+    def watched_read(self, ids, replace=None, attention="causal"):
+        seen.append((self, attention, replace is not None))
+        return read(self, ids, replace, attention)
+
+    monkeypatch.setattr(ImageTower, "encode_packed", watched_encode)
+    monkeypatch.setattr(TextTower, "read", watched_read)
+    return seen
+
+
+def test_passes_of_a_harmony_step(passes: list[tuple]):
+    learner = learner_of(ALL)
+    losses_of(learner, batch_of(learner, examples=4))
+    teacher = [p[1:] for p in passes if p[0] in (learner.teacher.image, learner.teacher.text)]
+    assert teacher == [([(8, 3, 32, 32)],), ("causal", False)], "one image pass over the global crops, one text pass"
+    student = [p[1:] for p in passes if p[0] in (learner.student.image, learner.student.text)]
+    assert student == [
+        ([(4, 3, 32, 32)],),  # the contrastive crop
+        ("causal", False),
+        ([(8, 3, 32, 32), (12, 3, 16, 16)],),  # masked large and whole small crops, packed
+        ([(8, 3, 32, 32)],),  # kept patches
+        ("bidirectional", True),
+    ]
+    groups = [group.objectives for group in learner.plan.groups]
+    assert groups == [("clip",), ("dino", "ibot"), ("mae",), ("mlm", "text_distillation")]
+
+
+def test_a_joint_plan_packs_all_of_the_students_images(passes: list[tuple]):
+    learner = learner_of(ALL, joint=True)
+    losses_of(learner, batch_of(learner, examples=4))
+    assert [len(p[1]) for p in passes if p[0] is learner.student.image] == [4]
+    assert len([p for p in passes if p[0] is learner.student.text]) == 2
+
+
+@pytest.mark.parametrize("removed", sorted(ALL))
+def test_each_objective_is_a_switch(removed: str):
+    """Weight 0 keeps heads and masks and leaves the other losses exactly as they are."""
+    full = learner_of(ALL)
+    less = learner_of(ALL | {removed: ALL[removed] | {"weight": 0}})
+    expected, found = (losses_of(x, batch_of(x)) for x in (full, less))
+    assert set(found) == set(ALL) - {removed}
+    for name, loss in found.items():
+        assert torch.allclose(loss, expected[name], rtol=1e-12)
+
+
+def test_sequential_and_joint_give_the_same_gradients_with_stochastic_depth():
+    gradients = []
+    for joint in (False, True):
+        learner = learner_of(ALL, joint=joint, drop_path=0.4)
+        for group in learner.losses_by_group(batch_of(learner), CLOCK):
+            group.total().backward()
+        gradients.append([p.grad for p in learner.parameters() if p.requires_grad])
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_a_part_of_a_pass_is_sliced_out():
+    """The teacher encodes both global crops for DINO; soft CLIP reads the first of them."""
+    learner = learner_of({"clip": {"hard_weight": 0.0}, "dino": {"head": HEAD}})
+    alone = learner_of({"clip": {"hard_weight": 0.0}})
+    alone.student.load_state_dict(learner.student.state_dict())
+    alone.teacher.load_state_dict(learner.teacher.state_dict())
+    batch = batch_of(learner)
+    assert torch.allclose(losses_of(learner, batch)["clip"], losses_of(alone, batch)["clip"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "words"),
+    [
+        ({"dino": {"view": "globl", "head": HEAD}}, "did you mean 'global'"),
+        ({"dino": {"mask": "block", "head": HEAD}}, "no objective of this recipe draws"),
+        ({"text_distillation": {"head": HEAD}}, "mask 'words'"),
+        ({"ibot": {"head": "dino"}}, "which is not a dino objective"),
+        ({"ibot": {"head": HEAD}, "b": {"type": "ibot", "head": HEAD}}, "draws a mask 'block'"),
+        ({"ibot": {"head": HEAD}, "dino": {"view": "local", "local_view": None, "mask": "block", "head": HEAD}}, "drawn on"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(objectives: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        learner_of(objectives)
+
+
+def test_signs_of_a_logged_step():
+    learner = learner_of(ALL)
+    losses_of(learner, batch_of(learner))
+    signs = learner.signs()
+    for name in ("dino/target_entropy", "ibot/prototype_use", "text_distillation/teacher_student_kl", "clip/temperature"):
+        assert torch.isfinite(signs[name]), name
+    for model in ("student_image", "teacher_image", "student_text", "teacher_text"):
+        assert any(name.startswith(f"{model}/") for name in signs), model
+    assert all(value.ndim == 0 and not value.requires_grad for value in signs.values())
