@@ -1,4 +1,4 @@
-"""The `harmony` command. Each sub-command is a few lines over the package; nothing heavy is imported before it is needed.
+"""The `harmony` command: each sub-command is a few lines over the package, and imports what is heavy only when it runs.
 
 Exit status: 0 done, 2 the input was wrong (one sentence says what to change), 130 or 143 stopped by a signal after
 saving, 1 anything else.
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,8 +18,8 @@ from harmony.errors import UserError
 if TYPE_CHECKING:
     from harmony.recipe import Recipe
 
-_UsageError = typer.BadParameter.__mro__[1]
-"""What typer raises when a command, an option or an argument is wrong."""
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
+"""What typer raises when a command, an option or an argument is wrong; older versions take it from click."""
 
 app = typer.Typer(
     name="harmony",
@@ -37,7 +37,8 @@ app.add_typer(data, name="data", rich_help_panel="Look before you train")
 _TRAINING, _LOOKING, _MEASURING = "Train", "Look before you train", "Measure"
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A name that `harmony recipes` lists, or a YAML file.", show_default=False)
+    str,
+    typer.Argument(metavar="RECIPE", help="A name that `harmony recipes` lists, or a YAML file.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -67,12 +68,14 @@ def train(
 
     Under torchrun it trains on all processes together: torchrun --nproc-per-node 8 -m harmony train ...
     """
-    from harmony import recipe as recipes
-    from harmony.evaluation.tasks import check_validation
+    from harmony.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    from harmony.data.sources import open_source
     from harmony.training import trainer
 
-    loaded = recipes.load(recipe, overrides or [])
-    check_validation(loaded)
+    if loaded.data.val is not None:
+        open_source(loaded.data.val, loaded.data.options)  # what is wrong with it is told now, not after training
     trainer.train(loaded, out)
     _finish(out, loaded)
 
@@ -119,9 +122,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the task; may be given again."),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory for metrics.json.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for metrics.json.", show_default=False)],
 ) -> None:
     """Measure a trained model on one task."""
     from harmony import recipe_files
@@ -213,7 +214,9 @@ def _show_yaml(text: str) -> None:
 def _show_metrics(task: str, metrics: Mapping[str, float]) -> None:
     from rich.table import Table
 
-    table = Table(title=task, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table(
+        title=task, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
+    )
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4g}")
     Console(highlight=False).print(table)
@@ -224,25 +227,55 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def _tell(message: str) -> None:
-    if _is_main():
-        sys.stderr.write(f"harmony: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status."""
     try:
-        status = app(args=list(arguments) if arguments is not None else None, prog_name="harmony", standalone_mode=False)
+        status = app(args=None if arguments is None else list(arguments), prog_name="harmony", standalone_mode=False)
     except UserError as error:
-        _tell(str(error))
-        return 2
+        return _told(str(error), 2)
     except _UsageError as error:
-        _tell(_about_usage(error))
-        return 2
+        return _told(_about_usage(error), 2)
     except KeyboardInterrupt:
-        _tell("stopped")
-        return 130
+        return _told("stopped", 130)
+    except SystemExit as stop:  # a run that a signal stopped says where it was saved
+        return _told(getattr(stop, "message", ""), int(stop.code or 0))
+    except Exception as error:
+        message = _about_failure(error)
+        if message is None:
+            raise
+        return _told(message, 1)
     return status if isinstance(status, int) else 0
+
+
+def _told(message: str, status: int) -> int:
+    if message and _is_main():
+        sys.stderr.write(f"harmony: {message}\n")
+    return status
+
+
+def _about_usage(error: Any) -> str:
+    """What is wrong with the command line, in one sentence; nothing when the help was shown instead."""
+    message: str = error.format_message().rstrip(".")
+    if not message:
+        return ""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "harmony"
+    told = (message[0].lower() + message[1:]).replace(". Did you mean", "; did you mean")
+    return told if told.endswith("?") else f"{told}; `{command} --help` says how"
+
+
+def _about_failure(error: Exception) -> str | None:
+    """What to say of a failure that needs no traceback; None for all others."""
+    from torch import OutOfMemoryError
+
+    from harmony.training.distributed import TrainingError
+
+    if isinstance(error, OutOfMemoryError):
+        return (
+            "the GPU ran out of memory; lower data.batch_size, raise train.accumulate, or set "
+            "efficiency.checkpointing=blocks (`harmony cost` estimates what is needed)"
+        )
+    return str(error) if isinstance(error, TrainingError) else None
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class Recipe(BaseModel):
         _check_crops(self)
         _check_names(self)
         _check_length(self)
+        _check_evaluation(self)
         return self
 
     @property
@@ -167,12 +168,13 @@ def _check_crops(recipe: Recipe) -> None:
         if view.size % patch:
             below, above = view.size // patch * patch, (view.size // patch + 1) * patch
             raise UserError(
-                f"views.{name}.size {view.size} is not a multiple of the patch size {patch}; set it to {below} or {above}"
+                f"views.{name}.size {view.size} is not a multiple of the patch size {patch}; "
+                f"set it to {below} or {above}"
             )
 
 
 def _check_names(recipe: Recipe) -> None:
-    """The views that objectives name; masks and heads of other objectives are looked up when the objectives are built."""
+    """The views that objectives name; their masks and borrowed heads are looked up when the objectives are built."""
     for objective, config in recipe.objectives.items():
         for name, field in type(config).model_fields.items():
             view = getattr(config, name)
@@ -194,6 +196,12 @@ def _check_length(recipe: Recipe) -> None:
         raise _too_much_warmup(recipe, f"{recipe.train.steps} steps")
     if warmup.unit == "%" and warmup.amount > 100:
         raise UserError(f"optim.warmup must be at most 100%, not {warmup}")
+
+
+def _check_evaluation(recipe: Recipe) -> None:
+    tasks = recipe.evaluation.tasks
+    if recipe.data.val is None and tasks not in ("auto", ()):
+        raise UserError(f"evaluation.tasks asks for {', '.join(tasks)}, but data.val is not given; add data.val=URI")
 
 
 def _too_much_warmup(recipe: Recipe, length: str) -> UserError:

@@ -248,7 +248,7 @@ def without_removed(values: Values) -> Values:
 
 def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value with its dotted key; lists and schedules count as one value."""
-    if not isinstance(values, dict) or is_schedule(values) or not values:
+    if prefix and (not isinstance(values, dict) or is_schedule(values) or not values):
         yield prefix, values
         return
     for key, value in values.items():

@@ -20,7 +20,7 @@ def explained(recipe: Recipe) -> str:
 
 
 def _lines(owner: Any, values: dict[str, Any], indent: int) -> Iterator[str]:
-    """The lines of one section: `owner` is the settings object or the mapping of such that `values` was written from."""
+    """The lines of one section; `values` is what its settings object, or mapping of such, is written as."""
     for key, value in values.items():
         inner = getattr(owner, key) if isinstance(owner, BaseModel) else owner[key]
         meaning = type(owner).model_fields[key].description if isinstance(owner, BaseModel) else None

@@ -23,8 +23,8 @@ class Tokenizer:
 
     Attributes:
         context: most tokens a caption may have, begin and end included.
-        truncation: what becomes of a longer caption. `keep_end`: it is cut and its last token replaced by the end token.
-            `cut`: it is cut and loses its end token, as the published code does it.
+        truncation: what becomes of a longer caption. `keep_end`: it is cut and its last token replaced by the end
+            token. `cut`: it is cut and loses its end token, as the published code does it.
         vocabulary: number of token ids.
         begin, end: the ids of the tokens around a caption; `end` is the largest id. Note that 0, the padding, is also
             the id of "!".

@@ -31,8 +31,8 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
 def decode(image: bytes | Image.Image, max_pixels: int = MAX_PIXELS, key: str = "an image") -> Tensor:
     """Decode an image as RGB.
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid on white, EXIF rotation is undone, and
-    of an animation the first frame is taken.
+    Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid on white, EXIF rotation is undone,
+    and of an animation the first frame is taken.
 
     Args:
         image: an encoded file in any format that Pillow reads, or a picture.

@@ -1,8 +1,8 @@
 """The loader: counted, so that any batch of a run can be made at once, and the same whoever makes it.
 
-In each epoch the examples come in an order that is a function of (seed, epoch). Of that order, step k of the epoch takes the
-next `batch_size` examples; what is left at the end of an epoch is dropped. A step's examples are cut into `accumulate`
-parts, each part into one slice a rank, so the slices of all ranks, joined, are the batch of a single process.
+In each epoch the examples come in an order that is a function of (seed, epoch). Of that order, step k of the epoch takes
+the next `batch_size` examples; what is left at the end of an epoch is dropped. A step's examples are cut into
+`accumulate` parts, each part into one slice a rank, so the slices of all ranks, joined, are the batch of one process.
 
 Shapes: B examples of one part on one rank, N examples in all.
 """
@@ -19,7 +19,7 @@ from harmony.chance import Chance
 from harmony.data.batch import Batch
 from harmony.data.captions import Tokenizer
 from harmony.data.maker import BatchMaker, Made, Slot
-from harmony.data.masks import MaskSampler, PatchSampler, check_grid
+from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.settings import DataConfig
 from harmony.data.sources.base import Source
 from harmony.data.views import ViewConfig
@@ -78,7 +78,7 @@ class PairLoader:
         self.epoch_steps = epoch_steps(len(source), data.batch_size, source.uri)
         _check_parts(data.batch_size, ranks, accumulate)
         _check_masks(masks, views, tokenizer)
-        grids = {name: check_grid(name, view.size, patch) for name, view in views.items()}
+        grids = {name: grid_of(name, view.size, patch) for name, view in views.items()}
         if tokenizer:
             source.require_captions()
         self.data, self.seed, self.steps, self.accumulate = data, seed, steps, accumulate
@@ -196,10 +196,19 @@ class PairLoader:
 def epoch_steps(examples: int, batch_size: int, uri: str) -> int:
     """Optimiser steps in one pass over the data, the last incomplete batch dropped; UserError when there is none."""
     if batch_size > examples:
-        raise UserError(
-            f"data.batch_size is {batch_size}, but {uri} has only {examples} examples; lower the batch size"
-        )
+        raise UserError(f"data.batch_size is {batch_size}, but {uri} has only {examples} examples; use a smaller batch")
     return examples // batch_size
+
+
+def grid_of(view: str, size: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches in a view's crops; UserError when patches do not fill them."""
+    if size < patch or size % patch:
+        near = max(patch, round(size / patch) * patch)
+        raise UserError(
+            f"view {view!r} has crops of {size} px, which is not a multiple of the model's patch of {patch} px; "
+            f"use views.{view}.size={near}"
+        )
+    return size // patch, size // patch
 
 
 def _check_parts(batch_size: int, ranks: int, accumulate: int) -> None:

@@ -39,8 +39,8 @@ class DataConfig(BaseModel):
     chance: Annotated[
         Literal["example", "position"],
         Field(
-            description="what owns a random stream: each example in each epoch; or (the published code's quirk C20) each "
-            "place in a rank's batch, the same on every rank"
+            description="what owns a random stream: each example in each epoch; or (the published code's quirk C20) "
+            "each place in a rank's batch, the same on every rank"
         ),
     ] = "example"
 

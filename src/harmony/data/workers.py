@@ -20,8 +20,8 @@ AHEAD = 2
 def count_workers(wanted: int | Literal["auto"], batch_bytes: int) -> int:
     """How many workers to start on this rank.
 
-    `auto` is one less than the cores a rank has, at most 16, and no more than the shared memory through which batches travel
-    has room for (a container often has 64 MB of it, and a worker that finds it full is killed).
+    `auto` is one less than the cores a rank has, at most 16, and no more than the shared memory through which batches
+    travel has room for (a container often has 64 MB of it, and a worker that finds it full is killed).
 
     Args:
         wanted: a number, which is taken as it is, or "auto".
@@ -46,7 +46,7 @@ def cores() -> int:
 
 
 def shared_memory() -> int:
-    """Free bytes of the shared memory that processes exchange tensors through; without bound where there is no such place."""
+    """Free bytes of the memory that processes exchange tensors through; without bound where there is no such place."""
     try:
         return shutil.disk_usage("/dev/shm").free
     except OSError:
@@ -56,8 +56,8 @@ def shared_memory() -> int:
 def start_worker(number: int) -> None:
     """Set up worker `number`: one thread, quiet about odd files, deaf to the signals that the training process handles.
 
-    Ctrl-C and a scheduler's SIGTERM reach all processes of a group. The training process decides what follows (it may want
-    more batches before it saves), and its workers end when it closes them or dies.
+    Ctrl-C and a scheduler's SIGTERM reach all processes of a group. The training process decides what follows (it may
+    want more batches before it saves), and its workers end when it closes them or dies.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,10 +1,9 @@
 """Embeddings of a whole source, extracted once and shared by all tasks.
 
-Shapes: N examples that could be read, E shared width, S pixels a side.
+Shapes: N examples that could be read, b of one batch, E shared width, S pixels a side.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,16 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harmony.data.decode import decode
+from harmony.data.decode import MAX_PIXELS, decode
 from harmony.data.sources import BadExample, Source
 from harmony.data.views import evaluation_crop
+from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.encoder import Encoder
-from harmony.evaluation.progress import track
+from harmony.evaluation.progress import say, track
 from harmony.evaluation.settings import EvaluationConfig
 
+BAD_SHOWN = 3
+"""Examples that could not be read and are named; all are counted."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class ImageFeatures:
     """The images of a source, encoded.
 
@@ -48,7 +51,9 @@ class Features:
         config: batch size, workers, how many examples, and each task's settings.
     """
 
-    def __init__(self, encoder: Encoder, source: Source, config: EvaluationConfig, max_pixels: int | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, source: Source, config: EvaluationConfig, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.encoder = encoder
         self.source = source
         self.config = config
@@ -78,109 +83,113 @@ class Features:
         return embeddings[[places[text] for text in texts]]
 
     def _encode_images(self) -> ImageFeatures:
-        found = _Found()
-        positions = spread(len(self.source), self.config.max_examples)
-        crops = _Crops(self.source, positions, self.encoder.size, self._max_pixels)
-        loader = DataLoader(
-            crops,
-            batch_size=self.config.batch_size,
-            num_workers=worker_count(self.config.workers, len(positions), self.config.batch_size),
-            collate_fn=list,
-            pin_memory=False,
+        crops = Crops(
+            self.source, spread(len(self.source), self.config.max_examples), self.encoder.size, self._max_pixels
         )
-        for read in track(loader, len(loader), f"encoding {len(positions):,} images"):
-            good = found.take(read)
-            if good:
-                pixels = torch.stack(good).to(self.encoder.device, non_blocking=True)
-                found.embeddings.append(_unit(self.encoder.images(self.encoder.normalise(pixels)), "images"))
-        if not found.embeddings:
-            reason = f"; the first one: {found.bad[0][0]}, {found.bad[0][1]}" if found.bad else ""
-            raise UserError(f"no example of {self.source.uri} can be read{reason}; check the data with `harmony data inspect`")
-        return found.features()
+        embeddings: list[Tensor] = []
+        read = Read()
+        for batch in track(self._loader(crops), len(crops), f"encoding {len(crops.positions):,} images"):
+            read.add(batch)
+            if batch.pixels is not None:
+                pixels = self.encoder.normalise(batch.pixels.to(self.encoder.device))
+                embeddings.append(_unit(self.encoder.images(pixels), "images"))
+        self._tell(read.bad)
+        labels = torch.tensor(read.labels, dtype=torch.int64)
+        indices = torch.tensor(read.indices, dtype=torch.int64)
+        return ImageFeatures(torch.cat(embeddings), indices, labels, read.captions, read.bad)
+
+    def _loader(self, crops: "Crops") -> "DataLoader[Read]":
+        size = min(self.config.batch_size, len(crops.positions))
+        crops.batch_size = size
+        workers = count_workers(self.config.workers, size * 3 * crops.size**2)
+        return DataLoader(
+            crops,
+            batch_size=None,  # the dataset makes whole batches, so that a batch crosses processes as one tensor
+            num_workers=min(workers, len(crops) - 1),  # a single batch is made here
+            worker_init_fn=start_worker,
+        )
+
+    def _tell(self, bad: list[tuple[str, str]]) -> None:
+        """Show which examples were left out; UserError when nothing is left."""
+        named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
+        if len(bad) == len(spread(len(self.source), self.config.max_examples)):
+            raise UserError(f"no example of {self.source.uri} can be read: {named or 'it is empty'}; correct the data")
+        if bad:
+            say(f"{len(bad):,} examples of {self.source.uri} cannot be read and are left out: {named}")
 
 
-@dataclass(frozen=True)
-class _Read:
-    """One example as it comes from a worker: the crop (3, S, S) uint8, or the reason why there is none."""
+@dataclass
+class Read:
+    """Examples that were read: those of one batch, with their crops (b, 3, S, S) uint8, or all so far, without."""
 
-    index: int
-    pixels: Tensor | None
-    label: int = -1
-    captions: list[str] = field(default_factory=list)
-    bad: tuple[str, str] = ("", "")
+    pixels: Tensor | None = None
+    indices: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, other: "Read") -> None:
+        """Take over what `other` holds, but for its crops."""
+        self.indices += other.indices
+        self.labels += other.labels
+        self.captions += other.captions
+        self.bad += other.bad
 
 
-class _Crops(Dataset[_Read]):
-    def __init__(self, source: Source, positions: Tensor, size: int, max_pixels: int | None) -> None:
+class Crops(Dataset[Read]):
+    """Batches of examples, read and cut to the central square as for evaluation.
+
+    Args:
+        source: the examples.
+        positions: which of them, in this order.
+        size: S.
+        max_pixels: images with more pixels count as bad.
+        batch_size: examples a batch.
+    """
+
+    def __init__(
+        self, source: Source, positions: Sequence[int], size: int, max_pixels: int = MAX_PIXELS, batch_size: int = 1
+    ) -> None:
         self.source = source
         self.positions = positions
         self.size = size
-        self.limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return -(-len(self.positions) // self.batch_size)
 
-    def __getitem__(self, place: int) -> _Read:
-        index = int(self.positions[place])
-        try:
-            example = self.source[index]
-            pixels = evaluation_crop(decode(example.image, **self.limit), self.size)
-        except BadExample as bad:
-            return _Read(index, None, bad=(self.source.key(index), str(bad)))
-        return _Read(index, pixels, -1 if example.label is None else example.label, example.captions)
-
-
-class _Found:
-    """What has been read so far."""
-
-    def __init__(self) -> None:
-        self.embeddings: list[Tensor] = []
-        self.good: list[_Read] = []
-        self.bad: list[tuple[str, str]] = []
-
-    def take(self, read: list[_Read]) -> list[Tensor]:
-        """Note a batch, and give the crops of the examples that are good."""
-        self.bad += [example.bad for example in read if example.pixels is None]
-        self.good += [_Read(r.index, None, r.label, r.captions) for r in read if r.pixels is not None]
-        return [example.pixels for example in read if example.pixels is not None]
-
-    def features(self) -> ImageFeatures:
-        return ImageFeatures(
-            torch.cat(self.embeddings),
-            torch.tensor([example.index for example in self.good]),
-            torch.tensor([example.label for example in self.good]),
-            [example.captions for example in self.good],
-            self.bad,
-        )
+    def __getitem__(self, batch: int) -> Read:
+        if not 0 <= batch < len(self):
+            raise IndexError(batch)
+        read, pixels = Read(), []
+        for index in self.positions[batch * self.batch_size : (batch + 1) * self.batch_size]:
+            try:
+                example = self.source[index]
+                image = decode(example.image, self.max_pixels, example.key)
+                pixels.append(evaluation_crop(image, self.size))
+            except BadExample as bad:
+                read.bad.append((bad.key, bad.reason))
+                continue
+            read.indices.append(index)
+            read.labels.append(-1 if example.label is None else example.label)
+            read.captions.append(list(example.captions))
+        read.pixels = torch.stack(pixels) if pixels else None
+        return read
 
 
 def _unit(embeddings: Tensor, what: str) -> Tensor:
     """Float32, of unit length, on the CPU."""
     embeddings = F.normalize(embeddings.float(), dim=-1).cpu()
     if not embeddings.isfinite().all():
-        raise UserError(f"the encoder's embeddings of {what} are not finite; its weights are damaged, evaluate another checkpoint")
+        raise UserError(
+            f"the encoder's embeddings of {what} are not finite; its weights are damaged, evaluate another checkpoint"
+        )
     return embeddings
 
 
-def spread(count: int, most: int | None) -> Tensor:
-    """(min(count, most),) positions spread evenly over 0 .. count - 1, since sources are often sorted by class."""
+def spread(count: int, most: int | None) -> Sequence[int]:
+    """At most `most` positions spread evenly over 0 .. count - 1, since sources are often sorted by class."""
     if most is None or most >= count:
-        return torch.arange(count)
-    return torch.arange(most) * count // most
-
-
-def worker_count(workers: int | str, examples: int, batch_size: int) -> int:
-    """Loader processes: as many as asked for, or one a core but not more than there are batches (none for a single one)."""
-    if isinstance(workers, int):
-        return workers
-    batches = -(-examples // batch_size)
-    return 0 if batches <= 1 else min(len(os.sched_getaffinity(0)), batches, 16)
-
-
-def crops_at(source: Source, indices: Sequence[int], size: int) -> Iterator[tuple[int, Tensor]]:
-    """(index, (3, S, S) uint8) of those of the examples that can be read; for pictures."""
-    crops = _Crops(source, torch.tensor(list(indices), dtype=torch.int64), size, None)
-    for place in range(len(crops)):
-        read = crops[place]
-        if read.pixels is not None:
-            yield read.index, read.pixels
+        return range(count)
+    return [i * count // most for i in range(most)]

@@ -1,6 +1,5 @@
 """How far a long evaluation has come: a live bar in a terminal, one line at the end elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -13,12 +12,17 @@ ItemT = TypeVar("ItemT")
 
 def track(items: Iterable[ItemT], total: int, doing: str) -> Iterator[ItemT]:
     """Hand on `items` and show how many of `total` are done, on the error stream."""
-    console = Console(file=sys.stderr)
-    start = time.perf_counter()
+    console = Console(stderr=True, highlight=False)
+    start = time.monotonic()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             yield from bar.track(items, total=total, description=doing)
     else:
         yield from items
-    console.print(f"{doing}: done in {time.perf_counter() - start:.1f} s", highlight=False)
+    console.print(f"{doing}: {time.monotonic() - start:.1f} s", markup=False)
+
+
+def say(text: str) -> None:
+    """A line on the error stream."""
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)

@@ -136,7 +136,9 @@ def examples(images: Tensor, texts: Tensor, pool: Pool, ranks: Tensor, places: T
         ranks: (C,) text-to-image ranks.
         places: (I,) the images' positions in the source.
     """
-    own = torch.cat([(images[o] * texts[t]).sum(1) for o, t in zip(pool.owner.split(65536), pool.text.split(65536), strict=True)])
+    own = torch.cat(
+        [(images[o] * texts[t]).sum(1) for o, t in zip(pool.owner.split(65536), pool.text.split(65536), strict=True)]
+    )
     best_first = sorted(range(len(ranks)), key=lambda c: (int(ranks[c]), -float(own[c])))
     shown = {"best": _different(best_first, pool), "worst": _different(best_first[::-1], pool)}
     return {

@@ -69,8 +69,12 @@ def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
     if recipe.data.val is None:
         if config.tasks in ("auto", ()):
             return {}
-        raise UserError(f"evaluation.tasks asks for {', '.join(config.tasks)}, but data.val is not given; name the data")
-    features = Features(load_encoder(str(run_dir), config.model), open_validation(recipe), config, recipe.data.max_pixels)
+        raise UserError(
+            f"evaluation.tasks asks for {', '.join(config.tasks)}, but data.val is not given; name the data"
+        )
+    features = Features(
+        load_encoder(str(run_dir), config.model), open_validation(recipe), config, recipe.data.max_pixels
+    )
     if config.tasks == "auto":
         wanted = [task for task in tasks() if _TASKS[task].missing(features) is None]
     else:
@@ -81,7 +85,7 @@ def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
 def open_validation(recipe: Recipe) -> Source:
     """The recipe's `data.val`."""
     assert recipe.data.val is not None
-    return open_source(recipe.data.val)
+    return open_source(recipe.data.val, recipe.data.options)
 
 
 def _measure(task: str, features: Features, out: Path | None) -> dict[str, float]:

@@ -25,7 +25,9 @@ def missing(features: Features) -> str | None:
     if not features.encoder.reads_text:
         return "zero_shot needs a text tower, and this model was trained on images alone"
     if not features.source.class_names:
-        return f"zero_shot needs class names, and {features.source.uri} has none; give it labelled data or use retrieval"
+        return (
+            f"zero_shot needs class names, and {features.source.uri} has none; give it labelled data or use retrieval"
+        )
     return None
 
 

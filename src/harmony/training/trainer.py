@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +19,11 @@ from harmony import ranks
 from harmony import recipe as recipes
 from harmony.data.batch import Batch
 from harmony.data.captions import Tokenizer
-from harmony.data.loader import PairLoader
+from harmony.data.loader import PairLoader, epoch_steps
 from harmony.data.photometric import augment
-from harmony.data.sources import open_source
+from harmony.data.sources import Source, open_source
 from harmony.recipe import Recipe
-from harmony.schedules import Clock
+from harmony.schedules import Clock, Duration
 from harmony.training import checkpoints, distributed, resuming
 from harmony.training.checkpoints import State
 from harmony.training.diagnostics import Measured, Watch, complaint
@@ -35,8 +34,6 @@ from harmony.training.logs import check_installed, cut_after
 from harmony.training.optimiser import Gradients, adamw, learning_rate, set_rates
 from harmony.training.run_directory import RunDirectory, check_free, locked, new_run, open_run
 from harmony.training.signals import Interrupted, Signals
-
-_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _COLLECT_EVERY = 100
 """Steps between Python's garbage collections, which would otherwise halt one rank or another at any time."""
@@ -124,11 +121,33 @@ class Trainer:
         ranks.broadcast(list(self.learner.state_dict().values()))
         self.optimiser = adamw(self.learner, recipe.optim)
         self.gradients = Gradients(self.learner.parts(), recipe.optim)
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.train.precision == "fp16")
-        self.loader = PairLoader(...)
-        self.clock = Clock(0, recipes.total_steps(recipe, self.loader.epoch_steps), self.loader.epoch_steps)
-        recipes.check_against_data(recipe, self.loader.epoch_steps)
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[recipe.train.precision]
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.dtype == torch.float16)
         self.watch = Watch(recipe.train.max_skipped_steps)
+        epoch = epoch_steps(len(source), recipe.data.batch_size, source.uri)
+        recipes.check_against_data(recipe, epoch)
+        self.clock = Clock(step=0, steps=recipes.total_steps(recipe, epoch), epoch_steps=epoch)
+        self.loader = self._loader(source)
+
+    def _loader(self, source: Source) -> PairLoader:
+        recipe, text, image = self.recipe, self.recipe.model.text, self.recipe.model.image
+        return PairLoader(
+            source,
+            recipe.data,
+            recipe.views,
+            tokenizer=Tokenizer(text.context, text.truncation) if text else None,
+            masks=self.learner.masks(),
+            patch=self.learner.student.image.patch,
+            mean=image.mean,
+            std=image.std,
+            seed=recipe.train.seed,
+            steps=self.clock.steps,
+            accumulate=recipe.train.accumulate,
+            augment="device" if self._colours_on_device else "worker",
+            rank=self.place.rank,
+            ranks=self.place.ranks,
+            device=self.place.device,
+        )
 
     def run(self, run: RunDirectory) -> None:
         """Train until the end of the run or a signal, and save. Raises as `train` does."""
@@ -220,7 +239,7 @@ class Trainer:
         for number, batch in enumerate(loaded, start=1):
             groups = self.learner.losses_by_group(self._on_device(batch), self.clock, logged and number == len(loaded))
             while True:
-                with torch.autocast(self.place.device.type, self._dtype, enabled=self._dtype != torch.float32):
+                with torch.autocast(self.place.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     group = next(groups, None)
                 if group is None:
                     break
@@ -231,4 +250,90 @@ class Trainer:
         return losses, weights
 
     def save(self, run: RunDirectory) -> None:
-        ...
+        """Write a checkpoint of this step, unless there is one. Ranks wait for the first."""
+        with together():
+            if ranks.is_main():
+                state = State(
+                    step=self.clock.step,
+                    steps=self.clock.steps,
+                    epoch_steps=self.clock.epoch_steps,
+                    examples=self.clock.step * self.recipe.data.batch_size,
+                    skipped=self.watch.skipped,
+                    data=self.data,
+                    ranks=self.place.ranks,
+                    recipe=self.recipe.fingerprint(),
+                )
+                training = {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()}
+                model, keep = self.learner.state_dict(), self.recipe.train.keep
+                checkpoints.save(run.checkpoints, model, training, state, self.recipe.to_yaml(), keep)
+
+    def restore(self, checkpoint: Path, state: State) -> None:
+        """Take everything back from a checkpoint.
+
+        Raises:
+            UserError: it cannot be read, or is of another model.
+        """
+        resuming.load_model(self.learner, checkpoint)
+        training = checkpoints.read_training(checkpoint)
+        resuming.load_optimiser(self.optimiser, training["optimiser"], checkpoint)
+        if self.scaler.is_enabled() and training["scaler"]:
+            self.scaler.load_state_dict(training["scaler"])
+        self.clock = replace(self.clock, step=state.step)
+        self.watch.skipped = state.skipped
+
+    @property
+    def _colours_on_device(self) -> bool:
+        """Whether crops are changed and normalised on the device; by itself only a GPU does it."""
+        where = self.recipe.efficiency.augment
+        return where == "device" or (where == "auto" and self.place.device.type != "cpu")
+
+    def _on_device(self, batch: Batch) -> Batch:
+        batch = batch.to(self.place.device)
+        if not self._colours_on_device:
+            return batch
+        image = self.recipe.model.image
+        return augment(batch, self.recipe.views, image.mean, image.std)
+
+    def _steps(self, duration: Duration) -> int:
+        return max(1, round(duration.steps(self.clock)))
+
+    def _measured(
+        self, losses: dict[str, Tensor], weights: dict[str, float], norms: Tensor, rates: dict[str, float]
+    ) -> Measured:
+        """The step's numbers on the host, in one transfer, and whether the update can be made."""
+        local = torch.stack(list(losses.values()))
+        parts = self.gradients.by_part(norms)
+        numbers = torch.cat([local, ranks.mean(local), parts]).tolist()
+        own, joined, by_part = numbers[: len(losses)], numbers[len(losses) : -len(parts)], numbers[-len(parts) :]
+        if self.scaler.is_enabled():
+            rates = {**rates, "loss_scale": self.scaler.get_scale()}
+        return Measured(
+            losses=dict(zip(losses, joined, strict=True)),
+            weights=weights,
+            norms=dict(zip(self.gradients.parts, by_part, strict=True)),
+            rates=rates,
+            sick=...
+        )
+
+
+def _seed_generators(seed: int, step: int) -> None:
+    """Seed Python's and torch's generators for a step.
+
+    Nothing in harmony draws from them while training; an objective from elsewhere that does draws the same after a resume.
+    """
+    number = (seed * 1_000_003 + step) * ranks.count() + ranks.rank()
+    random.seed(number)
+    torch.manual_seed(number % 2**63)
+
+
+@contextmanager
+def _garbage_by_hand() -> Iterator[None]:
+    """Python's garbage collector set aside, for the loop to call."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

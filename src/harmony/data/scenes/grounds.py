@@ -1,4 +1,4 @@
-"""The backgrounds, painted as (size, size, 3) float32 with values in [0, 1].
+"""The backgrounds, painted as (3, size, size) float32 with values in [0, 1].
 
 Noise is drawn on grids of fixed size and stretched, so that a scene looks the same at any size.
 """
@@ -7,28 +7,30 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from harmony.chance import Chance
 from harmony.data.scenes.layout import Ground
-from harmony.data.scenes.words import GROUNDS, TONES
+from harmony.data.scenes.words import TONES
 
 Array = NDArray[np.float32]
 
 
 def paint_ground(ground: Ground, size: int, chance: Chance) -> Array:
-    """The background of a scene, (size, size, 3)."""
-    kind, tone = list(GROUNDS)[ground.kind], np.array(list(TONES.values())[ground.tone], dtype=np.float32) / 255
-    light = PAINTERS[kind](size, ground.direction, chance)
-    return tinted(tone, light)
+    """The background of a scene, (3, size, size)."""
+    light = PAINTERS[ground.kind](size, ground.direction, chance)
+    return tinted(rgb(TONES[ground.tone]), np.broadcast_to(light, (size, size)))
+
+
+def rgb(colour: tuple[int, int, int]) -> Array:
+    """(3, 1, 1) in [0, 1]."""
+    return np.array(colour, dtype=np.float32).reshape(3, 1, 1) / 255
 
 
 def tinted(colour: Array, light: Array) -> Array:
-    """(..., 3), a colour made lighter (towards white) where `light` is above zero and darker where it is below."""
-    light = light[..., None]
-    return np.clip(colour + np.maximum(light, 0) * (1 - colour) + np.minimum(light, 0) * colour, 0, 1)
+    """Colours (3, ...) made lighter, towards white, where `light` (...) is above zero, and darker where it is below."""
+    return colour + np.maximum(light, 0) * (1 - colour) + np.minimum(light, 0) * colour
 
 
 def _axes(size: int) -> tuple[Array, Array]:
@@ -59,9 +61,10 @@ def _gradient(size: int, direction: float, chance: Chance) -> Array:
 
 
 def _clouds(size: int, direction: float, chance: Chance) -> Array:
-    coarse, fine = _noise(chance, "coarse", 5, 4, size), _noise(chance, "fine", 11, 9, size)
-    cover = np.clip(coarse + 0.45 * fine, -0.5, 1)
-    return 0.6 * cover - 0.02
+    noise = _noise(chance, "coarse", 5, 4, size) + 0.5 * _noise(chance, "fine", 10, 8, size)
+    noise += 0.22 * _noise(chance, "finest", 21, 17, size)
+    cover = np.clip(0.5 + 0.8 * noise, 0, 1)
+    return 0.72 * cover * cover * (3 - 2 * cover) - 0.06
 
 
 def _grass(size: int, direction: float, chance: Chance) -> Array:

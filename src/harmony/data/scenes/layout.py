@@ -66,10 +66,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Ground:
-    """The background: indices of its kind and tone, and the direction of its light or lines in radians."""
+    """The background: the names of its kind and tone, and the direction of its light in radians."""
 
-    kind: int
-    tone: int
+    kind: str
+    tone: str
     direction: float
 
 
@@ -148,7 +148,8 @@ def _small_thing(dice: Dice, combination: Combination, others: Sequence[Thing]) 
 
 
 def _ground(dice: Dice, things: Sequence[Thing]) -> Ground:
-    """A ground whose tone stands off from the colour of every thing."""
-    colours = [list(COLOURS.values())[thing.colour] for thing in things]
-    clear = [k for k, tone in enumerate(TONES.values()) if all(math.dist(tone, colour) > 85 for colour in colours)]
-    return Ground(dice.pick(range(len(GROUNDS))), dice.pick(clear), dice.between(0, 2 * math.pi))
+    """A ground whose tone stands off from the colours of all things."""
+    colours = [list(COLOURS.values())[thing.colour][0] for thing in things]
+    kind = dice.pick(tuple(GROUNDS))
+    clear = [tone for tone in GROUNDS[kind][1] if all(math.dist(TONES[tone], colour) > 85 for colour in colours)]
+    return Ground(kind, dice.pick(clear), dice.between(0, 2 * math.pi))

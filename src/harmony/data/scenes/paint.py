@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harmony.data.scenes.grounds import paint_ground, tinted
+from harmony.data.scenes.grounds import paint_ground, rgb, tinted
 from harmony.data.scenes.layout import Scene, Thing
 from harmony.data.scenes.shapes import OUTLINES
 from harmony.data.scenes.words import COLOURS, SHAPES, TEXTURES
 
 Array = NDArray[np.float32]
 
-LIGHT = (-0.6, -0.8)
-"""Direction that the light comes from: the upper left."""
+LIGHT = (-0.11, -0.17)
+"""A step towards the light, which comes from the upper left, in units of a thing's radius."""
 
 
 @dataclass(frozen=True)
@@ -37,88 +37,84 @@ class Picture:
 
 def paint(scene: Scene, size: int) -> Picture:
     """Paint a scene with `size` pixels a side."""
-    canvas = np.broadcast_to(paint_ground(scene.ground, size, scene.chance), (size, size, 3)).copy()
+    canvas = paint_ground(scene.ground, size, scene.chance)
     mask = np.zeros((size, size), dtype=np.uint8)
     boxes = np.stack([_place(thing, canvas, mask) for thing in scene.things])
     labels = np.array([thing.label for thing in scene.things], dtype=np.int64)
-    return Picture((canvas * 255 + 0.5).astype(np.uint8), mask, boxes, labels)
+    pixels = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Picture(np.ascontiguousarray(pixels.transpose(1, 2, 0)), mask, boxes, labels)
 
 
 def _place(thing: Thing, canvas: Array, mask: NDArray[np.uint8]) -> Array:
     """Paint one thing and its shadow in place; its box."""
-    size = len(canvas)
-    radius = thing.radius * size
-    reach = 1.5 * radius + 1  # of the shape with its shadow
-    left, right = (int(np.clip(thing.x * size + side * reach, 0, size)) for side in (-1, 1))
-    top, bottom = (int(np.clip(thing.y * size + side * reach, 0, size)) for side in (-1, 1))
-    right, bottom = min(size, right + 1), min(size, bottom + 1)
-    x = ((np.arange(left, right, dtype=np.float32) + 0.5) / size - np.float32(thing.x)) / np.float32(thing.radius)
-    y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) / size - np.float32(thing.y)) / np.float32(thing.radius)
-    patch = canvas[top:bottom, left:right]
-    distance = _outline(thing, x, y)
-    patch *= 1 - _shadow(thing, x, y)[..., None]
-    cover = np.clip(0.5 - distance * radius, 0, 1)
-    patch += cover[..., None] * (_surface(thing, x, y, distance, radius) - patch)
+    size = len(mask)
+    left, x = _pixels(thing.x, thing.radius, size)
+    top, y = _pixels(thing.y, thing.radius, size)
+    window = (slice(top, top + len(y)), slice(left, left + len(x)))
+    place = _turned(thing, x, y)
+    distance = OUTLINES[SHAPES[thing.shape]](*place)
+    # The same outline a little nearer to the light: where it covers a point, the thing's shadow falls on that point.
+    nearer = OUTLINES[SHAPES[thing.shape]](*_turned(thing, x + LIGHT[0], y + LIGHT[1]))
+    patch = canvas[:, *window]
+    patch *= 1 - _shadow(nearer)
+    cover = np.clip(0.5 - distance * (thing.radius * size), 0, 1)
+    sheen = x[None, :] * LIGHT[0] + y[:, None] * LIGHT[1]
+    patch += cover * (tinted(_body(thing, place, size), 0.6 * sheen + _rim(distance, nearer)) - patch)
     covered = cover >= 0.5
-    mask[top:bottom, left:right][covered] = 1 + thing.label
+    mask[window][covered] = 1 + thing.label
     rows, columns = covered.any(1).nonzero()[0], covered.any(0).nonzero()[0]
-    return np.array(
-        [left + columns[0], top + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1], dtype=np.float32
-    )
+    sides = (left + columns[0], top + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+    return np.array(sides, dtype=np.float32)
+
+
+def _pixels(centre: float, radius: float, size: int) -> tuple[int, Array]:
+    """Along one axis, the first pixel that a thing or its shadow may touch, and all such pixels in units of its radius."""
+    first, last = (centre - 1.2 * radius) * size - 1, (centre + 1.6 * radius) * size + 1
+    pixels = np.arange(max(0, int(first)), min(size, int(last) + 1), dtype=np.float32)
+    return int(pixels[0]), ((pixels + 0.5) / size - centre) / radius
 
 
 def _turned(thing: Thing, x: Array, y: Array) -> tuple[Array, Array]:
-    """The thing's own coordinates (rows, columns) from the picture's x (columns) and y (rows)."""
-    cosine, sine = np.float32(math.cos(thing.turn)), np.float32(math.sin(thing.turn))
+    """The thing's own coordinates, (rows, columns) each, from the picture's x (columns) and y (rows)."""
+    cosine, sine = math.cos(thing.turn), math.sin(thing.turn)
     return cosine * x[None, :] + sine * y[:, None], cosine * y[:, None] - sine * x[None, :]
 
 
-def _outline(thing: Thing, x: Array, y: Array) -> Array:
-    return OUTLINES[SHAPES[thing.shape]](*_turned(thing, x, y))
-
-
-def _shadow(thing: Thing, x: Array, y: Array) -> Array:
-    """How much light the thing takes from the ground: a blurred copy of it, away from the light."""
-    distance = _outline(thing, x + np.float32(0.16 * LIGHT[0]), y + np.float32(0.22 * LIGHT[1]))
-    edge = np.clip(0.5 - distance / 0.34, 0, 1)
+def _shadow(nearer: Array) -> Array:
+    """The share of its light that the ground loses, with soft edges."""
+    edge = np.clip(0.5 - nearer * 3, 0, 1)
     return 0.42 * edge * edge * (3 - 2 * edge)
 
 
-def _surface(thing: Thing, x: Array, y: Array, distance: Array, radius: float) -> Array:
-    """The thing's own colours: texture, light from the upper left, and a rounded rim."""
-    colour = np.array(list(COLOURS.values())[thing.colour], dtype=np.float32) / 255
-    body = tinted(colour, _texture(thing, *_turned(thing, x, y), radius))
-    slope_y, slope_x = np.gradient(distance, y, x)
-    rim = np.square(np.clip(1 + distance / 0.3, 0, 1))
-    facing = (slope_x * LIGHT[0] + slope_y * LIGHT[1]) * rim
-    ahead = x[None, :] * LIGHT[0] + y[:, None] * LIGHT[1]
-    return tinted_each(body, 0.16 * ahead + 0.28 * facing)
+def _rim(distance: Array, nearer: Array) -> Array:
+    """How much lighter the rounded edge is on the side of the light, and darker on the other."""
+    rim = np.clip(1 + distance * 3, 0, 1)
+    return (nearer - distance) * rim * rim
 
 
-def tinted_each(colours: Array, light: Array) -> Array:
-    """As `tinted`, with a colour (..., 3) for each place."""
-    return tinted(colours, light)
+def _body(thing: Thing, place: tuple[Array, Array], size: int) -> Array:
+    """The thing's own colours before they are lit, (3, ...)."""
+    colour, second = (rgb(paint) for paint in list(COLOURS.values())[thing.colour])
+    share = _texture(TEXTURES[thing.texture], thing.grain, *place, thing.radius * size)
+    return colour if share is None else colour + share * (second - colour)
 
 
-def _texture(thing: Thing, x: Array, y: Array, radius: float) -> Array:
-    """How much lighter or darker than its colour the thing is at its own coordinates."""
-    name = TEXTURES[thing.texture]
-    light = -0.38 if list(COLOURS)[thing.colour] in ("white", "yellow", "pink") else 0.62
-    if name == "solid":
-        return np.zeros_like(x)
+def _texture(name: str, grain: float, x: Array, y: Array, radius: float) -> Array | None:
+    """How much of the second colour there is at a thing's own coordinates; None for none."""
     if name == "striped":
-        cosine, sine = math.cos(3 * thing.grain), math.sin(3 * thing.grain)
-        return light * _wave(x * cosine + y * sine, 0.5, thing.grain, radius)
+        return _wave(x * math.cos(3 * grain) + y * math.sin(3 * grain), 0.5, grain, radius)
     if name == "checked":
-        return light * np.abs(_wave(x, 0.8, 0.25, radius) - _wave(y, 0.8, 0.25, radius))
+        return np.abs(_wave(x, 0.8, 0.25, radius) - _wave(y, 0.8, 0.25, radius))
     if name == "dotted":
-        across, along = (np.abs((places / 0.52 + 0.5) % 1 - 0.5) * 0.52 for places in (x, y))
-        return light * np.clip(0.5 + (0.16 - np.hypot(across, along)) * radius, 0, 1)
-    warped = x + 0.28 * np.sin(4.1 * y + 6 * thing.grain) + 0.12 * np.sin(8.3 * x + 5.2 * y)
-    return light * (0.5 + 0.5 * np.sin(7.5 * warped + 6 * thing.grain)) ** 2
+        across, along = (np.abs((places / 0.5 + 0.5) % 1 - 0.5) * 0.5 for places in (x, y))
+        return np.clip(0.5 + (0.155 - np.hypot(across, along)) * radius, 0, 1)
+    if name == "marbled":
+        veins = np.sin(7 * x + 2.2 * np.sin(4 * y + 6 * grain) + np.sin(8 * x + 5 * y) + 6 * grain)
+        return np.square(0.5 + 0.5 * veins)
+    return None
 
 
 def _wave(places: Array, period: float, start: float, radius: float) -> Array:
     """A square wave of 0 and 1, its edges a pixel wide."""
-    phase = np.abs((places / period + start) % 1 - 0.5)  # 0 .. 0.5, edges at 0.25
-    return np.clip(0.5 + (0.25 - phase) * period * radius, 0, 1)
+    phase = np.abs((places / period + start) % 1 - 0.5)  # 0 to 0.5, the edges at 0.25
+    return np.clip(0.5 + (0.25 - phase) * (period * radius), 0, 1)

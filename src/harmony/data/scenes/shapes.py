@@ -22,8 +22,15 @@ def _ring(x: Array, y: Array) -> Array:
 
 
 def _moon(x: Array, y: Array) -> Array:
-    disc, bite = np.hypot(x + 0.1, y) - np.float32(1.0), np.hypot(x - 0.42, y + 0.12) - np.float32(0.78)
-    return np.maximum(disc, -bite)
+    """A disc without a smaller disc; beyond the tips, where the two circles meet, the distance is that to the tip."""
+    rounding, outer, inner, apart = 0.05, 0.98, 0.8, 0.56
+    x, y = x + np.float32(0.14), np.abs(y)
+    tip_x = (outer**2 - inner**2 + apart**2) / (2 * apart)
+    tip_y = math.sqrt(outer**2 - tip_x**2)
+    arcs = np.maximum(np.hypot(x, y) - np.float32(outer), np.float32(inner) - np.hypot(x - np.float32(apart), y))
+    # Points to the right of both radii drawn through the tip have no arc before them.
+    beyond = (x * tip_y > y * tip_x) & ((x - apart) * tip_y > y * (tip_x - apart))
+    return np.where(beyond, np.hypot(x - np.float32(tip_x), y - np.float32(tip_y)), arcs) - np.float32(rounding)
 
 
 def _heart(x: Array, y: Array) -> Array:

@@ -3,39 +3,40 @@
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon")
 
 COLOURS = {
-    "red": (220, 48, 52),
-    "orange": (245, 134, 32),
-    "yellow": (252, 208, 48),
-    "green": (52, 158, 78),
-    "blue": (40, 98, 222),
-    "purple": (128, 58, 190),
-    "pink": (246, 130, 178),
-    "white": (246, 246, 242),
+    "red": ((218, 46, 52), (255, 205, 200)),
+    "orange": ((244, 130, 28), (255, 226, 186)),
+    "yellow": ((252, 206, 40), (255, 246, 205)),
+    "green": ((46, 156, 76), (200, 240, 196)),
+    "blue": ((38, 96, 222), (190, 218, 255)),
+    "purple": ((126, 56, 188), (222, 200, 250)),
+    "pink": ((244, 122, 174), (255, 228, 238)),
+    "white": ((247, 247, 244), (164, 172, 186)),
 }
+"""Each colour and the second one of its textures, red, green and blue of 255."""
 
 TEXTURES = ("solid", "striped", "dotted", "checked", "marbled")
 
-GROUNDS = {
-    "plain": "a plain {} background",
-    "gradient": "a {} gradient",
-    "clouds": "{} clouds",
-    "grass": "{} grass",
-    "tiles": "{} tiles",
-    "planks": "{} planks",
-}
-"""Kinds of background, each with the words for one of a given tone."""
-
 TONES = {
-    "sand": (226, 205, 168),
-    "mint": (168, 216, 192),
-    "sky": (164, 204, 236),
-    "lavender": (196, 184, 230),
-    "grey": (150, 154, 160),
-    "brown": (124, 92, 68),
-    "olive": (130, 138, 78),
-    "navy": (44, 58, 96),
-    "teal": (48, 124, 126),
+    "sand": (228, 208, 172),
+    "mint": (170, 218, 196),
+    "sky": (166, 206, 238),
+    "lavender": (198, 186, 232),
+    "grey": (150, 154, 162),
+    "brown": (126, 94, 70),
+    "olive": (132, 140, 78),
+    "navy": (46, 60, 100),
+    "teal": (50, 126, 128),
 }
+
+GROUNDS = {
+    "plain": ("a plain {} background", tuple(TONES)),
+    "gradient": ("a {} gradient", tuple(TONES)),
+    "clouds": ("{} clouds", ("sand", "mint", "sky", "lavender", "grey", "navy")),
+    "grass": ("{} grass", ("sand", "mint", "olive", "teal")),
+    "tiles": ("{} tiles", tuple(TONES)),
+    "planks": ("{} planks", tuple(TONES)),
+}
+"""Kinds of background: the words for one of a given tone, and the tones that become it."""
 
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """Names of the classes: what the main object is, index = shape * 8 + colour."""

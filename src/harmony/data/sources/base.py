@@ -76,8 +76,8 @@ class SourceOptions:
 class Source(ABC):
     """A fixed number of examples in a fixed order, each readable on its own.
 
-    A source is shared with worker processes, by fork or by pickle. It keeps its index in flat arrays (a Python object an
-    item would be copied into every worker as soon as its reference count changes) and opens files where it reads them.
+    A source is shared with worker processes, by fork or by pickle. It keeps its index in flat arrays (a Python object
+    an item would be copied into every worker as soon as its reference count changes) and opens files where it reads.
 
     Attributes:
         uri: what it was opened from.
@@ -100,7 +100,7 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short text that differs when the names, sizes or number of the examples differ; the same wherever they lie."""
+        """A short text that differs when the examples' names, sizes or number do; the same wherever they lie."""
 
     def has_captions(self) -> bool:
         """Whether some example has a caption where this source looks for captions."""

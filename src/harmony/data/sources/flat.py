@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Strings(Sequence[str]):
-    """An immutable list of strings that costs its bytes and 8 more a string, and is never touched by counting references.
+    """An immutable list of strings that costs its bytes and 8 more a string; counting references never touches it.
 
     Attributes:
         data: (total bytes,) uint8, the strings end to end in UTF-8 (file names that are not UTF-8 survive).
@@ -69,8 +69,8 @@ class Strings(Sequence[str]):
 class OpenFiles:
     """Files read at given places, opened when first needed and kept open, at most `limit` at a time.
 
-    Reading with pread moves no shared position, so processes that inherit a descriptor do not disturb each other; a copy
-    sent by pickle opens its own.
+    Reading with pread moves no shared position, so processes that inherit a descriptor do not disturb each other; a
+    copy sent by pickle opens its own.
     """
 
     def __init__(self, paths: Sequence[Path], limit: int = 128) -> None:

@@ -1,7 +1,7 @@
 """The index of a tar file kept on disk, so that a shard's headers are read once.
 
-It lies beside the shard (`NAME.tar.index.npz`), or in the user's cache folder where that folder is not to be written to. It
-holds the shard's size and time of change, and is made anew when they differ or when it cannot be read.
+It lies beside the shard (`NAME.tar.index.npz`), or in the user's cache folder where the shard's is not to be written to.
+It holds the shard's size and time of change, and is made anew when they differ or when it cannot be read.
 """
 
 import contextlib

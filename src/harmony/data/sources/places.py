@@ -11,7 +11,7 @@ _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a{0..2}` to a0, a1, a2 (leading zeros kept, `{000..010}`), `{a,b}c` to ac, bc; from left to right, nested too."""
+    """`a{0..2}` to a0, a1, a2 (leading zeros kept, `{000..010}`), `{a,b}c` to ac, bc; nested too."""
     match = None
     for match in _BRACES.finditer(pattern):  # the innermost braces have no others inside
         choices = _choices(match[1])
@@ -60,14 +60,12 @@ def find_files(pattern: str, uri: str, what: str, suffix: str) -> list[Path]:
         elif path.exists() or not has_magic(one):
             inside = [path] if path.is_file() else []
         else:
-            inside = sorted(Path(hit) for hit in glob(one, recursive=True) if Path(hit).is_file())
+            inside = [path for path in sorted(map(Path, glob(one, recursive=True))) if path.is_file()]  # noqa: PTH207
         found.update(dict.fromkeys(inside))
         if not inside:
             missing.append(one)
     if not pattern or not found:
-        raise UserError(
-            f"{uri} names no {what}: {missing[0] if missing else 'the path'} is not there; correct the path"
-        )
+        raise UserError(f"{uri} names no {what}: {pattern or 'no path'} is not there; correct the path")
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(f"{len(missing)} of {len(patterns)} {what} of {uri} are missing: {names}; correct the range")

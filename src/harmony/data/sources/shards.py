@@ -1,7 +1,7 @@
 """`shards:` - WebDataset tar files, read at random by the places that an index knows.
 
-A sample is the files of one tar that share a key: an image (jpg, jpeg, png, webp, ...), and beside it a caption (`txt`),
-metadata (`json`) and a class (`cls`), as img2dataset and WebDataset write them.
+A sample is the files of one tar that share a key: an image (jpg, jpeg, png, webp, ...), and beside it a caption
+(`txt`), metadata (`json`) and a class (`cls`), as img2dataset and WebDataset write them.
 """
 
 import json
@@ -26,8 +26,8 @@ IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm
 """What counts as an image when no image_key is given, the first that a sample has."""
 
 CAPTIONS_ORDER = ("captions", "txt", "caption", "text")
-"""Where captions are looked for when no caption_key is given: the first that a sample has of the json list "captions" (the
-txt beside it then repeats one of them), the file `txt`, the json keys "caption" and "text"."""
+"""Where captions are looked for when no caption_key is given: the first that a sample has of the json list "captions"
+(the txt beside it then repeats one of them), the file `txt`, the json keys "caption" and "text"."""
 
 _JSON_LOOKED_AT = 10_000
 """Samples whose json is read before it is said that none holds a caption."""
@@ -43,7 +43,7 @@ class ShardSource(Source):
 
     Args:
         place: path of a shard, with brace ranges or wildcards, or of a folder of `*.tar`.
-        options: `caption_key` is the ending of a text file (`txt`) or a json key, `image_key` and `label_key` are endings.
+        options: `caption_key` is the ending of a text file (`txt`) or a json key; `image_key`, `label_key` are endings.
         uri: for messages; made from `place` when None.
         progress: called with (shards indexed, shards in all).
 
@@ -92,9 +92,7 @@ class ShardSource(Source):
         if not len(self):
             seen = ", ".join(self._endings) or "no files"
             wanted = self.options.image_key or ", ".join(IMAGE_ENDINGS[:4])
-            raise UserError(
-                f"{self.uri} has no images: looked for the endings {wanted}, and saw {seen}; check the shards"
-            )
+            raise UserError(f"{self.uri} has no images: looked for the endings {wanted}, saw {seen}; check the shards")
 
     def _image_endings(self) -> Sequence[str]:
         return (self.options.image_key.lower(),) if self.options.image_key else IMAGE_ENDINGS
@@ -212,7 +210,7 @@ def spread_over(count: int) -> list[int]:
 
 
 def read_indices(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[TarIndex]:
-    """The indices of all shards, several read at a time (a disk answers many requests faster than one after the other)."""
+    """The indices of all shards, several read at a time: a disk answers many requests faster than one by one."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         indices = []
         for index in pool.map(tar_index, paths):

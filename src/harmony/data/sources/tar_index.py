@@ -195,7 +195,7 @@ def _text(raw: bytes) -> str:
 
 
 def _pax_fields(data: bytes) -> dict[str, str]:
-    """Records `LENGTH KEY=VALUE\\n` of a pax header."""
+    """The records of a pax header, each a line `LENGTH KEY=VALUE`."""
     fields = {}
     while data:
         length, _, _ = data.partition(b" ")

@@ -1,16 +1,15 @@
 """The report of a run: one self-contained report.html, drawn from what lies in the run's directory."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from harmony import recipe as recipes
 from harmony.data.sources import Source, open_source
 from harmony.errors import UserError
-from harmony.evaluation.encoder import find_checkpoint, load_encoder, load_part
-from harmony.evaluation.features import crops_at, spread
+from harmony.evaluation.encoder import TowersEncoder, find_checkpoint, load_encoder, load_part
+from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.report import curves, facts, pictures
 from harmony.evaluation.report import results as shown
 from harmony.evaluation.report.html import Html, Section, joined, note, tag
@@ -64,8 +63,75 @@ def _page(folder: Path) -> str:
         curves.speed(log),
         facts.whole_recipe(recipe, state, _count_lines(folder / "bad_examples.jsonl")),
     ]
-    head = facts.head(folder.resolve().name, recipe, log, state, checkpoint / "model.safetensors" if checkpoint else None)
+    head = facts.head(
+        folder.resolve().name, recipe, log, state, checkpoint / "model.safetensors" if checkpoint else None
+    )
     return document(f"{folder.resolve().name} · Harmony", head, [section for section in sections if section])
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint, or None before the first."""
+    try:
+        return find_checkpoint(str(folder))
+    except UserError:
+        return None
+
+
+def _drawn(folder: Path, recipe: Recipe, checkpoint: Path | None) -> list[Section]:
+    """The sections for which the towers must look at images: colour maps and reconstructions."""
+    if checkpoint is None or recipe.data.val is None:
+        return []
+    try:
+        source = open_source(recipe.data.val, recipe.data.options)
+        read = _read(source, spread(len(source), COLOURED), recipe)
+        teacher, student = load_encoder(str(folder), "teacher", "cpu"), load_encoder(str(folder), "student", "cpu")
+    except UserError as error:
+        return [Section("features", "What the encoder sees", note(f"Nothing can be drawn: {error}."))]
+    if read.pixels is None:
+        return [Section("features", "What the encoder sees", note(f"No image of {source.uri} can be read."))]
+    originals, pixels = list(read.pixels), teacher.normalise(read.pixels)
+    sections = [pictures.colour_section(originals, pictures.patch_colours(teacher, pixels))]
+    mae = _mae(recipe, student, checkpoint)
+    if mae is not None:
+        masked, filled = pictures.reconstructions(student, mae, pixels[:RECONSTRUCTED])
+        sections.append(pictures.reconstruction_section(originals[:RECONSTRUCTED], masked, filled))
+    return sections
+
+
+def _mae(recipe: Recipe, student: TowersEncoder, checkpoint: Path) -> Mae | None:
+    """The recipe's reconstruction objective as trained, if it has one."""
+    for name, config in recipe.objectives.items():
+        kind = kinds()[config.type or name]
+        if issubclass(kind, Mae):
+            mae = kind(config, student.towers, recipe.views).eval()
+            load_part(mae, checkpoints.read_model(checkpoint), f"objectives.{name}", str(checkpoint))
+            return mae
+    return None
+
+
+def _thumbnails(recipe: Recipe, details: Mapping[str, Any] | None) -> dict[int, str]:
+    """The images that the retrievals show, as data URIs, by their positions in the source."""
+    wanted = shown.shown_images(details)
+    if not wanted or not details:
+        return {}
+    try:
+        source = open_source(str(details.get("data")), recipe.data.options)
+    except UserError:
+        return {}
+    read = _read(source, [index for index in wanted if index < len(source)], recipe)
+    crops = [] if read.pixels is None else list(read.pixels)
+    return {index: pictures.data_uri(crop, THUMBNAIL) for index, crop in zip(read.indices, crops, strict=True)}
+
+
+def _read(source: Source, positions: Sequence[int], recipe: Recipe) -> Read:
+    """Those of the examples that can be read."""
+    if not positions:
+        return Read()
+    return Crops(source, positions, recipe.largest_view, recipe.data.max_pixels, len(positions))[0]
+
+
+def _count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else 0
 
 
 def document(title: str, head: Html, sections: Iterable[Section]) -> str:

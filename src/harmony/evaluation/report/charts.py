@@ -199,7 +199,9 @@ def bars(rows: Sequence[tuple[str, float | None, str]], chance: float | None = N
     """
     drawn = []
     for label, share, remark in rows:
-        mark = tag("b", style=f"left:{100 * chance:.2f}%", title=f"chance {percent(chance)}") if chance is not None else ""
+        mark = (
+            tag("b", style=f"left:{100 * chance:.2f}%", title=f"chance {percent(chance)}") if chance is not None else ""
+        )
         fill = tag("i", style=f"width:{100 * share:.2f}%") if share is not None else ""
         drawn.append(
             tag(

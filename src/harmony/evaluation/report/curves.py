@@ -21,7 +21,12 @@ def losses(log: Log, recipe: Recipe) -> Section | None:
     """The weighted sum and every loss by itself."""
     by_name, colour = log.under("loss"), colours(recipe)
     charts = [
-        chart(name, _meaning(name, recipe), [Line(name, curve, colour.get(name.split("/")[0], 1))], _marks(name, recipe, curve))
+        chart(
+            name,
+            _meaning(name, recipe),
+            [Line(name, curve, colour.get(name.split("/")[0], 1))],
+            _marks(name, recipe, curve),
+        )
         for name, curve in by_name.items()
     ]
     total = log.curve("loss")
@@ -53,7 +58,15 @@ def signs(log: Log, recipe: Recipe) -> Section | None:
             continue
         words = SIGNS.get(sign, OTHER_SIGN)
         lines = _lines(by_sign[sign], recipe)
-        charts.append(chart(words.title or sign.replace("_", " "), words.says, lines, _sign_marks(sign, by_sign[sign], recipe), share=words.share))
+        charts.append(
+            chart(
+                words.title or sign.replace("_", " "),
+                words.says,
+                lines,
+                _sign_marks(sign, by_sign[sign], recipe),
+                share=words.share,
+            )
+        )
     if not charts:
         return None
     lead = "What would show a collapse before the losses do. Curves that settle are healthy; curves that run to a bound are not."
@@ -66,15 +79,17 @@ def optimisation(log: Log, recipe: Recipe) -> Section | None:
     for key, title, says in (
         ("lr", "learning rate", "Linear warm-up, then a cosine."),
         ("weight_decay", "weight decay", "Pulls weights towards zero, more strongly as the run goes on."),
-        ("teacher_momentum", "teacher momentum", "Share of its weights that the teacher keeps at each step; at 1 it stands still."),
+        (
+            "teacher_momentum",
+            "teacher momentum",
+            "Share of its weights that the teacher keeps at each step; at 1 it stands still.",
+        ),
     ):
         if curve := log.curve(key):
             charts.append(chart(title, says, [Line(title, curve, 0)], smooth=False))
-    if curve := _temperature(log):
-        charts.append(chart(
-            "contrastive scale", "One over the learned temperature of CLIP's similarities; it grows as pairs become "
-            "easy to tell apart and is kept at 100 or below.", [Line("scale", curve, 1)], [Mark(100, "bound")],
-        ))  # fmt: skip
+    if curve := log.curve("temperature"):
+        says = "Learned, of the contrastive similarities: it falls as pairs become easy to tell apart, to 0.01 at the least."
+        charts.append(chart("temperature", says, [Line("temperature", curve, 1)], [Mark(0.01, "bound")]))
     if curve := log.curve("grad_norm"):
         clip = recipe.optim.clip_norm
         marks = [Mark(clip, "clipped above")] if clip and recipe.optim.clip_scope == "all" else []
@@ -89,7 +104,14 @@ def optimisation(log: Log, recipe: Recipe) -> Section | None:
         if chosen:
             charts.append(chart(title, says, _lines(chosen, recipe)))
     if curve := log.curve("loss_scale"):
-        charts.append(chart("loss scale", "Factor that keeps fp16 gradients representable; it halves after an overflow.", [Line("scale", curve, 0)], smooth=False))
+        charts.append(
+            chart(
+                "loss scale",
+                "Factor that keeps fp16 gradients representable; it halves after an overflow.",
+                [Line("scale", curve, 0)],
+                smooth=False,
+            )
+        )
     return Section("optimisation", "Optimisation", _grid(charts)) if charts else None
 
 
@@ -117,14 +139,6 @@ def _lines(curves: Mapping[str, Curve], recipe: Recipe) -> list[Line]:
         Line(name.replace("_", " "), curve, colour[name] if name in colour else free.pop(0) if free else 1)
         for name, curve in curves.items()
     ]
-
-
-def _temperature(log: Log) -> Curve:
-    """The factor of the similarities: one over the temperature that is logged."""
-    for key in ("temperature", *(k for k in log.keys() if k.startswith("sign/") and k.endswith("/temperature"))):
-        if curve := log.curve(key):
-            return curve
-    return Curve([], [])
 
 
 def _kind(name: str, recipe: Recipe) -> str:

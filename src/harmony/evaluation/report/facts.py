@@ -26,7 +26,10 @@ def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], weights:
         ("training time", _time(log)),
     ]
     items = [tag("div", tag("dt", term), tag("dd", value)) for term, value in facts if value]
-    chips = [tag("li", objective, tag("small", _weight(config.weight)), class_="chip") for objective, config in recipe.objectives.items()]
+    chips = [
+        tag("li", objective, tag("small", _weight(config.weight)), class_="chip")
+        for objective, config in recipe.objectives.items()
+    ]
     return tag(
         "header",
         tag("p", "Harmony · report of a run", class_="eyebrow"),

@@ -90,7 +90,11 @@ def reconstructions(encoder: TowersEncoder, mae: Mae, pixels: Tensor) -> tuple[T
 def colour_section(originals: list[Tensor], maps: Tensor) -> Section:
     """Images beside the colour maps of their patch features."""
     pairs = [
-        tag("div", picture(data_uri(image, 224), "validation image"), picture(data_uri(colours, 224), "its patch features as colours"))
+        tag(
+            "div",
+            picture(data_uri(image, 224), "validation image"),
+            picture(data_uri(colours, 224), "its patch features as colours"),
+        )
         for image, colours in zip(originals, maps, strict=True)
     ]
     lead = (
@@ -100,14 +104,21 @@ def colour_section(originals: list[Tensor], maps: Tensor) -> Section:
     return Section("features", "What the patches mean", tag("div", *pairs, class_="pairs"), lead)
 
 
-def reconstruction_section(originals: list[Tensor], masked: Tensor, filled: Tensor, share: float) -> Section:
+def reconstruction_section(originals: list[Tensor], masked: Tensor, filled: Tensor) -> Section:
     """Original, masked and reconstructed images in rows of three."""
     triples = [
-        tag("div", *(picture(data_uri(image, 224), says) for image, says in zip(images, ("original", "what is left of it", "reconstruction"), strict=True)))
+        tag(
+            "div",
+            *(
+                picture(data_uri(image, 224), says)
+                for image, says in zip(images, ("original", "what is left of it", "reconstruction"), strict=True)
+            ),
+        )
         for images in zip(originals, masked, filled, strict=True)
     ]
     lead = (
-        f"Validation images; the same with {100 * share:.0f} % of the patches removed, as the encoder sees them; and with the "
-        "removed patches as the decoder predicts them from the rest."
+        "Validation images; what is left of them when patches are removed, which is all that the encoder sees; and with the "
+        "removed patches as the decoder predicts them, each brought to the true patch's mean and contrast where the "
+        "recipe normalises its targets."
     )
     return Section("reconstructions", "Reconstructions", tag("div", *triples, class_="triples"), lead)

@@ -28,7 +28,11 @@ def results(metrics: Metrics) -> Section:
 
 def _card(task: str, name: str, numbers: Mapping[str, float]) -> Html:
     value, chance = numbers[name], numbers.get(f"chance_{name}")
-    parts = [tag("span", TASKS.get(task, task), class_="of"), tag("span", percent(value), class_="big"), tag("span", metric(name))]
+    parts = [
+        tag("span", TASKS.get(task, task), class_="of"),
+        tag("span", percent(value), class_="big"),
+        tag("span", metric(name)),
+    ]
     if chance is not None:
         mark = tag("b", style=f"left:{100 * chance:.2f}%")
         parts.append(tag("span", tag("i", style=f"width:{100 * value:.2f}%"), mark, class_="track"))
@@ -94,7 +98,12 @@ def _confused(confusion: list[list[int]], names: list[str]) -> Html:
     if not pairs:
         return Html("")
     rows = [(true, taken, count) for count, true, taken in pairs[:8]]
-    return tag("div", tag("h3", "Most frequent confusions"), table(("true class", "taken for", "images"), rows), class_="confused")
+    return tag(
+        "div",
+        tag("h3", "Most frequent confusions"),
+        table(("true class", "taken for", "images"), rows),
+        class_="confused",
+    )
 
 
 def retrievals(details: Mapping[str, Any] | None, pictures: Mapping[int, str]) -> Section | None:
@@ -108,7 +117,11 @@ def retrievals(details: Mapping[str, Any] | None, pictures: Mapping[int, str]) -
     if not found:
         return None
     if not pictures:
-        return Section("retrievals", "Captions and what they find", note("The images are no longer where they were evaluated, so none can be shown."))
+        return Section(
+            "retrievals",
+            "Captions and what they find",
+            note("The images are no longer where they were evaluated, so none can be shown."),
+        )
     parts = []
     for kind, title in (("best", "Found with most confidence"), ("worst", "Furthest off")):
         queries = [_query(query, pictures) for query in found.get(kind, [])]
@@ -125,7 +138,10 @@ def shown_images(details: Mapping[str, Any] | None) -> list[int]:
 
 
 def _query(query: Mapping[str, Any], pictures: Mapping[int, str]) -> Html:
-    shown = [_hit(one["image"], one["image"] == query["image"], f"similarity {one['similarity']:.2f}", pictures) for one in query["first"]]
+    shown = [
+        _hit(one["image"], one["image"] == query["image"], f"similarity {one['similarity']:.2f}", pictures)
+        for one in query["first"]
+    ]
     if all(one["image"] != query["image"] for one in query["first"]):
         shown += [tag("span", "…", class_="dots"), _hit(query["image"], True, f"rank {query['rank']:,}", pictures)]
     rank = "found first" if query["rank"] == 1 else f"rank {query['rank']:,} of {query['pool']:,}"

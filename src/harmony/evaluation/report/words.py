@@ -59,7 +59,12 @@ TASKS = {
 
 HEADLINES = {
     "zero_shot": ("top1", "top5", "mean_per_class"),
-    "retrieval": ("text_to_image_recall@1", "image_to_text_recall@1", "text_to_image_recall@5", "image_to_text_recall@5"),
+    "retrieval": (
+        "text_to_image_recall@1",
+        "image_to_text_recall@1",
+        "text_to_image_recall@5",
+        "image_to_text_recall@5",
+    ),
 }
 """The metrics shown as cards, where a task has them."""
 
