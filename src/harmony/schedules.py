@@ -52,7 +52,7 @@ class Duration(BaseModel):
     def parse(cls, value: Any) -> "Duration":
         if isinstance(value, Duration):
             return value
-        if isinstance(value, (int, float)) and value == 0:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
             return cls(amount=0, unit="steps")
         match = _DURATION.match(value) if isinstance(value, str) else None
         if not match:
@@ -73,6 +73,14 @@ class Duration(BaseModel):
 DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(str, return_type=str)]
 
 
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
 class Schedule(BaseModel):
     """A number as a function of the place in the run; see the module's text for how a recipe writes it."""
 
@@ -88,7 +96,7 @@ class Schedule(BaseModel):
         if isinstance(value, Schedule):
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return cls.constant(float(value))
+            return cls.constant(_finite(value))
         if isinstance(value, dict) and len(value) == 1:
             shape, spec = next(iter(value.items()))
             if shape in ("linear", "cosine") and isinstance(spec, dict):
@@ -101,7 +109,7 @@ class Schedule(BaseModel):
                     if isinstance(spec[end], bool) or not isinstance(spec[end], int | float):
                         raise ValueError(f"a schedule's {end} must be a number, not {spec[end]!r}")
                 over = Duration.parse(spec["over"]) if spec.get("over") is not None else None
-                return cls(shape=shape, start=float(spec["from"]), stop=float(spec["to"]), over=over)
+                return cls(shape=shape, start=_finite(spec["from"]), stop=_finite(spec["to"]), over=over)
         raise ValueError(
             f"{value!r} is not a schedule; write a number, {{linear: {{from: a, to: b}}}} or "
             "{cosine: {from: a, to: b, over: 10 epochs}}"

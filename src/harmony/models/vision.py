@@ -114,7 +114,7 @@ class ImageTower(nn.Module):
         self.prefix: int = self.trunk.num_prefix_tokens
         self.depth: int = len(self.trunk.blocks)
         self.positions = config.positions
-        self.drop_path = torch.linspace(0, config.drop_path, self.depth).tolist()
+        self.drop_path = [config.drop_path * block / max(self.depth - 1, 1) for block in range(self.depth)]
         self.checkpointing = False
         self.mask_token = nn.Parameter(torch.zeros(self.width))
         self.proj = nn.Linear(self.width, embed, bias=False)

@@ -15,8 +15,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,6 @@ class State:
         steps, epoch_steps: steps of the whole run and of an epoch.
         examples: examples seen by those steps.
         skipped: updates left out because something was not finite.
-        seen, bad: examples that were read, and those of them that could not be.
         data: URI, number of examples and fingerprint of the training data.
         ranks: number of processes.
         harmony, torch: versions.
@@ -57,12 +58,10 @@ class State:
     epoch_steps: int
     examples: int
     skipped: int = 0
-    seen: int = 0
-    bad: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     ranks: int = 1
-    harmony: str = ""
-    torch: str = torch.__version__
+    harmony: str = field(default_factory=lambda: _version())
+    torch: str = str(torch.__version__)
     recipe: str = ""
     format: int = FORMAT
 
@@ -74,7 +73,7 @@ class State:
 def save(
     directory: Path, model: Mapping[str, Tensor], training: Mapping[str, Any], state: State, recipe: str, keep: int
 ) -> Path:
-    """Write the checkpoint of `state.step` into `directory` and remove all but the last `keep`.
+    """Write the checkpoint of `state.step` into `directory`, unless it is there, and remove all but the last `keep`.
 
     Args:
         directory: the run's `checkpoints` directory; made if missing.
@@ -87,12 +86,14 @@ def save(
     Raises:
         UserError: there is no room on the disk. Earlier checkpoints are as they were.
     """
+    if directory / f"step-{state.step:08}" in every(directory):
+        return directory / f"step-{state.step:08}"
     aside, final = directory / f"{_ASIDE}{state.step:08}-{os.getpid()}", directory / f"step-{state.step:08}"
     needed = _bytes(model) + _bytes(training) + _MEBIBYTE
     try:
         directory.mkdir(exist_ok=True)
         sweep(directory)
-        if shutil.disk_usage(directory).free < needed:
+        if _free(directory) < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         aside.mkdir()
         _write(aside / "model.safetensors", lambda path: safetensors.torch.save_file(_contiguous(model), path))
@@ -100,27 +101,43 @@ def save(
         _write(aside / "state.json", lambda path: path.write_text(json.dumps(asdict(state), indent=1) + "\n"))
         _write(aside / "recipe.yaml", lambda path: path.write_text(recipe, encoding="utf-8"))
         _sync(aside)
-        if final.exists():
-            shutil.rmtree(final)
         aside.rename(final)
         _sync(directory)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if _is_full(error):
-            raise no_room(directory, needed) from error
+            raise _no_room(directory, needed) from error
         raise
     for old in every(directory)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(
+            old.rename(directory / f"{_ASIDE}{old.name}")
+        )  # renamed first, so that it is never seen half-gone
     return final
 
 
-def no_room(directory: Path, needed: int) -> UserError:
-    """What to say when a run in the parent of `directory` cannot write to its disk."""
-    free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
+@contextmanager
+def full_disk_explained(directory: Path) -> Iterator[None]:
+    """Turn a write that failed for want of room, in the run that `directory` belongs to, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if _is_full(error):
+            raise UserError(
+                f"no room on the disk of {directory.parent}, which has {_size(_free(directory))} free; make room, then "
+                f"go on with `harmony resume {directory.parent}`"
+            ) from error
+        raise
+
+
+def _no_room(directory: Path, needed: int) -> UserError:
     return UserError(
-        f"no room to save a checkpoint in {directory}: it takes {_size(needed)} and {_size(free)} are free; "
-        f"make room, then go on with `harmony resume {directory.parent}`"
+        f"no room to save a checkpoint in {directory}: it takes {_size(needed)}, and {_size(_free(directory))} are "
+        f"free; make room, then go on with `harmony resume {directory.parent}`"
     )
+
+
+def _free(directory: Path) -> int:
+    return shutil.disk_usage(directory if directory.exists() else directory.parent).free
 
 
 def every(directory: Path) -> list[Path]:
@@ -176,6 +193,13 @@ def _broken(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} cannot be read ({first}); remove the directory {path.parent} to go on from the checkpoint before it"
     )
+
+
+def _version() -> str:
+    try:
+        return version("harmony")
+    except PackageNotFoundError:  # run from its sources without having been installed
+        return "unknown"
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

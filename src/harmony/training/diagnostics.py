@@ -17,7 +17,7 @@ from torch import Tensor
 from harmony import ranks
 from harmony.data.batch import Batch
 from harmony.training import distributed
-from harmony.training.distributed import TrainingError
+from harmony.training.distributed import StoppedElsewhere, TrainingError
 
 _KEPT_FILES = 10
 """Batches saved a run at most, so that a sick run does not fill the disk."""
@@ -33,7 +33,7 @@ def feature_signs(features: Tensor) -> dict[str, Tensor]:
     Returns:
         rank: effective rank, see `effective_rank`; 1 when all examples look alike.
         std: standard deviation over the examples of unit-length features, averaged over channels, times the root of D:
-            0 when all look alike, near 1 when they spread evenly in all directions (SimSiam, arXiv 2011.10566, section 4.1).
+            0 when all look alike, near 1 when they spread evenly (SimSiam, arXiv 2011.10566, section 4.1).
     """
     unit = F.normalize(ranks.gather(features), dim=1)
     spread = unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
@@ -44,8 +44,8 @@ def feature_signs(features: Tensor) -> dict[str, Tensor]:
 def effective_rank(matrix: Tensor) -> Tensor:
     """exp(entropy of the singular values divided by their sum), from 1 to min(B, D) (Roy and Vetterli, EUSIPCO 2007).
 
-    Singular values are the roots of the smaller Gram matrix's eigenvalues. A matrix of zeros, or one that is not finite,
-    has rank 0.
+    Singular values are the roots of the smaller Gram matrix's eigenvalues. A matrix of zeros has rank 0, and so has one
+    in which nothing is finite.
     """
     x = matrix.double().nan_to_num()
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
@@ -63,21 +63,21 @@ class Watch:
         skipped: updates left out in the whole run.
     """
 
-    def __init__(self, directory: Path, most: int, skipped: int = 0) -> None:
-        """`directory`: where batches are saved. `most`: steps in a row that may be skipped."""
-        self._directory = directory
+    def __init__(self, most: int) -> None:
+        """`most`: steps in a row that may be skipped."""
         self._most = most
         self._in_a_row = 0
-        self.skipped = skipped
+        self.skipped = 0
 
     def fine(self) -> None:
         """The step's numbers were finite."""
         self._in_a_row = 0
 
-    def skip(self, step: int, complaint: str, sick: bool, batches: Sequence[Batch]) -> str:
+    def skip(self, directory: Path, step: int, complaint: str, sick: bool, batches: Sequence[Batch]) -> str:
         """The step's numbers were not finite, on this rank or on another. All ranks must call this.
 
         Args:
+            directory: where the batch is saved.
             step: the number of the step, counted from 1.
             complaint: what was not finite, see `complaint`.
             sick: whether it was on this rank, so that its examples may be to blame.
@@ -91,33 +91,37 @@ class Watch:
         """
         self.skipped += 1
         self._in_a_row += 1
-        path = self._save(step, batches) if sick else None
+        path = _save(directory, step, batches) if sick else None
         blamed = distributed.everyones(([key for batch in batches for key in batch.keys], path) if sick else ([], None))
         keys = [key for keys, _ in blamed for key in keys]
         saved = ", ".join(str(path) for _, path in blamed if path)
         message = f"step {step}: {complaint}, with examples {_some(keys)}" + (f" (saved in {saved})" if saved else "")
         if self._in_a_row > self._most:
+            if not ranks.is_main():
+                raise StoppedElsewhere
             raise TrainingError(
-                f"stopped at {message}, after {self._most} skipped steps. torch.load opens the batch; a lower optim.lr or "
-                "weight, or train.precision=fp32, often helps"
+                f"stopped at {message}, after {self._most} skipped steps; torch.load opens the batch, and a lower "
+                "optim.lr or weight, or train.precision=fp32, often helps"
             )
         return f"{message}; its update is left out"
 
-    def _save(self, step: int, batches: Sequence[Batch]) -> str | None:
-        path = self._directory / f"step-{step:08}-rank-{ranks.rank()}.pt"
-        try:
-            self._directory.mkdir(exist_ok=True)
-            if len(list(self._directory.iterdir())) >= _KEPT_FILES:
-                return None
-            torch.save([plain(batch) for batch in batches], path)
-        except (OSError, RuntimeError):  # no room; the message alone must do
-            path.unlink(missing_ok=True)
+
+def _save(directory: Path, step: int, batches: Sequence[Batch]) -> str | None:
+    """The file that the batches were saved in; None when there is no room, or when there are many files already."""
+    path = directory / f"step-{step:08}-rank-{ranks.rank()}.pt"
+    try:
+        directory.mkdir(exist_ok=True)
+        if len(list(directory.iterdir())) >= _KEPT_FILES:
             return None
-        return str(path)
+        torch.save([plain(batch) for batch in batches], path)
+    except (OSError, RuntimeError):
+        path.unlink(missing_ok=True)
+        return None
+    return str(path)
 
 
 def complaint(losses: Mapping[str, float], norms: Mapping[str, float]) -> str | None:
-    """Which losses are not finite, or else the gradients of which parts; None when all are."""
+    """Which losses are not finite, or else the gradients of which parts; None when all are finite."""
     for what, values in (("loss", losses), ("gradient", norms)):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:

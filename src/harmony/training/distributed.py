@@ -1,7 +1,7 @@
 """Several processes, one run: set-up under torchrun, and how ranks agree to stop together.
 
 Started by `torchrun`, every process finds its rank in the environment. Tensors on a GPU cross ranks by NCCL, tensors on
-the CPU by gloo; the few numbers that only the hosts need (does anyone want to stop?) go over gloo, so that no GPU waits.
+the CPU by gloo. The few numbers that only the hosts need (does anyone want to stop?) go over gloo, and no GPU waits.
 """
 
 import os

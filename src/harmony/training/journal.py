@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -19,31 +18,7 @@ from harmony.training.diagnostics import memory_gib
 from harmony.training.logs import Log, open_logs
 from harmony.training.progress import ProgressLine
 from harmony.training.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one step found, as plain numbers: means over ranks and micro-batches.
-
-    Attributes:
-        losses, weights: unweighted losses by name, and the factor of each in the sum.
-        norms: norm of the gradient by part, before clipping.
-        rates: learning rate, weight decay, teacher momentum, and the loss scale in fp16.
-        complaint: what was not finite, so that the update was left out; None when all was well.
-        sick: whether it was not finite on this rank.
-    """
-
-    losses: dict[str, float]
-    weights: dict[str, float]
-    norms: dict[str, float]
-    rates: dict[str, float]
-    complaint: str | None = None
-    sick: bool = False
-
-    @property
-    def loss(self) -> float:
-        """The weighted sum."""
-        return sum(self.weights[name] * value for name, value in self.losses.items())
+from harmony.training.step import Measured
 
 
 class Journal:
@@ -99,7 +74,7 @@ class Journal:
         for name, loss in measured.losses.items():
             values |= {f"loss/{name}": loss, f"weight/{name}": measured.weights[name]}
         values |= measured.rates
-        values["grad_norm"] = sum(norm**2 for norm in measured.norms.values()) ** 0.5
+        values["grad_norm"] = measured.norm
         values |= {f"grad_norm/{part}": norm for part, norm in measured.norms.items()}
         values |= _told(signs)
         values |= {"skipped_steps": skipped, **self._speed(clock.step), "memory_gib": memory_gib(self._device)}
@@ -107,7 +82,7 @@ class Journal:
             log.write(values)
 
     def note_bad_examples(self) -> None:
-        """Append the bad examples met since the last call, on any rank, to bad_examples.jsonl. All ranks must call this."""
+        """Append the bad examples that any rank met since the last call to their file. All ranks must call this."""
         found = [record for records in distributed.everyones(self._bad) for record in records]
         self._bad = []
         if found and ranks.is_main():
@@ -135,5 +110,6 @@ def _told(signs: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
     values = ranks.mean(torch.stack([value.float() for value in signs.values()])).tolist()
     named = dict(zip(signs, values, strict=True))
-    temperature = {"temperature": value for name, value in named.items() if name.endswith("/temperature")}
-    return temperature | {f"sign/{name}": value for name, value in named.items()}
+    temperatures = [value for name, value in named.items() if name.endswith("/temperature")]
+    learned = {"temperature": temperatures[0]} if temperatures else {}
+    return learned | {f"sign/{name}": value for name, value in named.items()}

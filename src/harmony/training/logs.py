@@ -20,7 +20,6 @@ A number that is not finite is written as null, since JSON has no other word for
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +55,8 @@ class JsonLines:
 
 
 class TensorBoardLog:
+    """Scalars for TensorBoard, in the run's directory."""
+
     def __init__(self, directory: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -71,6 +72,8 @@ class TensorBoardLog:
 
 
 class WandbLog:
+    """A Weights & Biases run named as the directory; a resumed run goes on with it."""
+
     def __init__(self, directory: Path, recipe: Mapping[str, Any]) -> None:
         import wandb
 
@@ -111,7 +114,7 @@ def cut_after(path: Path, step: int) -> None:
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
     aside = path.with_name(f".{path.name}.aside")
     aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _step_of(line: str) -> float:

@@ -1,11 +1,12 @@
 """Whether a run may go on from a checkpoint: the same recipe, data and software, as far as they matter."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harmony import recipe as recipes
 from harmony import recipe_files
@@ -15,50 +16,86 @@ from harmony.training.checkpoints import State, read_state
 from harmony.training.run_directory import RunDirectory
 
 
-def check(run: RunDirectory, checkpoint: Path, recipe: Recipe, data: Mapping[str, Any], force: bool) -> State:
-    """The state of the checkpoint, once it is clear that going on from it continues the same run.
+def check(run: RunDirectory, checkpoint: Path, recipe: Recipe, force: bool) -> State:
+    """The state of a checkpoint, once it is clear that recipe and software are what they were.
 
     Args:
         run: the run.
         checkpoint: one of its checkpoints.
         recipe: the recipe as it stands in the run's directory now.
-        data: URI, number of examples and fingerprint of the training data now.
-        force: go on despite differences.
+        force: accept differences.
 
     Raises:
         UserError: something that changes results differs; it is named.
     """
     state = read_state(checkpoint)
-    before = recipes.load(checkpoint / "recipe.yaml")
-    found = [*_recipe(before, recipe), *_data(state.data, data), *_software(state)]
-    if found and not force:
-        raise UserError(
-            f"{run.path} cannot go on as it began: {'; '.join(found)}. Put this back, or add --force to go on anyway"
-        )
+    _refuse(run, [*_recipe(recipes.load(checkpoint / "recipe.yaml"), recipe), *_software(state)], force)
     return state
 
 
+def check_data(run: RunDirectory, state: State, data: Mapping[str, Any], force: bool) -> None:
+    """Raise UserError when the training data is not what it was.
+
+    Args:
+        run: the run.
+        state: of its checkpoint.
+        data: URI, number of examples and fingerprint of the training data now.
+        force: accept differences.
+    """
+    _refuse(run, list(_data(state.data, data)), force)
+
+
+def _refuse(run: RunDirectory, differences: list[str], force: bool) -> None:
+    if differences and not force:
+        raise UserError(
+            f"{run.path} cannot go on as it began: {'; '.join(differences)}; "
+            "put this back, or add --force to go on anyway"
+        )
+
+
 def without_init(recipe: Recipe) -> Recipe:
-    """The recipe without first weights to load: they come from a checkpoint."""
+    """The recipe without first weights to load, since they come from a checkpoint."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": None})})
 
 
-def check_names(kind: str, expected: Mapping[str, object], found: Mapping[str, object], checkpoint: Path) -> None:
-    """Raise UserError when a checkpoint's tensors are not those that the recipe builds."""
-    for label, names in (("lacks", expected.keys() - found.keys()), ("has, unlike the recipe,", found.keys() - expected.keys())):
+def load_model(learner: nn.Module, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Load a learner's state dict, all of it.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape.
+    """
+    own = learner.state_dict()
+    _check_names("tensors", own, weights, checkpoint)
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            raise UserError(
+                f"{checkpoint} holds {name} of shape {tuple(weights[name].shape)} where the recipe wants "
+                f"{tuple(tensor.shape)}; use the recipe that it was saved with"
+            )
+    learner.load_state_dict(weights)
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Load the optimiser's state, once its groups are seen to hold the same parameters in the same order.
+
+    Raises:
+        UserError: they do not.
+    """
+    own, saved = (
+        [group["param_names"] for group in groups] for groups in (optimiser.param_groups, state["param_groups"])
+    )
+    for mine, theirs in zip_longest(own, saved, fillvalue=()):
+        _check_names("trained parameters", mine, theirs, checkpoint)
+        if list(mine) != list(theirs):
+            raise UserError(f"{checkpoint} orders its parameters otherwise; use the version of harmony that saved it")
+    optimiser.load_state_dict(dict(state))
+
+
+def _check_names(kind: str, wanted: Iterable[str], found: Iterable[str], checkpoint: Path) -> None:
+    for fault, names in (("lacks", {*wanted} - {*found}), ("holds, unlike the recipe,", {*found} - {*wanted})):
         if names:
             raise UserError(
-                f"{checkpoint} {label} {len(names)} {kind}, such as {min(names)!r}; use the recipe that it was saved with"
-            )
-
-
-def check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], checkpoint: Path) -> None:
-    """Raise UserError when a tensor of a checkpoint has another shape than the recipe builds."""
-    for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
-            raise UserError(
-                f"{checkpoint} holds {name!r} with shape {tuple(found[name].shape)}, but the recipe builds "
-                f"{tuple(tensor.shape)}; use the recipe that it was saved with"
+                f"{checkpoint} {fault} {len(names)} {kind}, such as {min(names)}; use the recipe that it was saved with"
             )
 
 

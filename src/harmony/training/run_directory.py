@@ -1,13 +1,13 @@
 """A run's directory: what lies where, and that one process at a time writes to it.
 
-    OUT/
-        recipe.yaml           the resolved recipe
-        log.jsonl             one object a logged step (harmony.training.logs)
-        bad_examples.jsonl    examples that could not be read: step, key, reason
-        not_finite/           batches whose loss or gradient was not finite
-        checkpoints/          harmony.training.checkpoints
-        metrics.json, report.html   written by evaluation
-        .lock                 while a process writes here
+OUT/
+    recipe.yaml           the resolved recipe
+    log.jsonl             one object a logged step (harmony.training.logs)
+    bad_examples.jsonl    examples that could not be read: step, key, reason
+    not_finite/           batches whose loss or gradient was not finite
+    checkpoints/          harmony.training.checkpoints
+    metrics.json, report.html   written by evaluation
+    .lock                 while a process writes here
 """
 
 import fcntl
@@ -152,7 +152,7 @@ def _take(path: Path, out: Path) -> int:
             holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             raise UserError(f"{out} is in use by {holder}; wait until it is done or choose another directory") from None
-        # Whoever held it before may have removed the file after we opened it; then the lock is on a file without a name.
+        # Whoever held it before may have removed the file after we opened it; then we locked a file without a name.
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             return descriptor
         os.close(descriptor)

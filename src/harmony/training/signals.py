@@ -4,17 +4,14 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from harmony.training.distributed import agree
+
 
 class Interrupted(SystemExit):
-    """A run that stopped for a signal after saving; leaves with exit status 128 + signal (143, 130).
+    """A run stopped for a signal, after saving. The exit status is 143 for SIGTERM, 130 for Ctrl-C (128 + signal)."""
 
-    Attributes:
-        message: what happened and how to go on, for whoever reports it.
-    """
-
-    def __init__(self, number: int, message: str) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.message = message
 
 
 class Signals:
@@ -39,6 +36,11 @@ class Signals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def anywhere(self) -> int | None:
+        """The signal that any rank has received. All ranks must call this."""
+        terminate, interrupt = agree([self.received == signal.SIGTERM, self.received == signal.SIGINT])
+        return signal.SIGTERM if terminate else signal.SIGINT if interrupt else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

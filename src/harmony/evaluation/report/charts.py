@@ -1,4 +1,4 @@
-"""Line charts and bars as inline SVG. Colours are the page's CSS variables, so that they follow its light or dark dress."""
+"""Line charts, bars and a matrix as inline SVG; colours are the page's CSS variables, so that they follow its dress."""
 
 import json
 import math
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from harmony.evaluation.report.html import Html, joined, number, percent, tag
 from harmony.evaluation.report.log import Curve, smoothed, thinned
 
-WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 24
+WIDTH, HEIGHT = 264, 168
+LEFT, RIGHT, TOP, BOTTOM = 36, 6, 8, 24
+"""The picture and its margins, in px of a chart shown at its natural size."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def _hover(plot: "Plot", lines: Sequence[tuple[Line, Curve]], share: bool) -> st
     return json.dumps(
         {
             "share": share,
+            "top": TOP,
+            "bottom": HEIGHT - BOTTOM,
             "lines": [
                 {
                     "name": line.name,
@@ -177,17 +180,15 @@ class Plot:
 
 
 def _tick(value: float, step: float, share: bool) -> str:
+    """A tick's label with just the digits that tell it from its neighbours."""
     if share:
-        digits = max(0, -math.floor(math.log10(step * 100) + 1e-9))
-        return f"{100 * value:.{digits}f} %"
+        value, step = 100 * value, 100 * step
     if abs(value) < step * 1e-6:
-        return "0"
+        return "0 %" if share else "0"
     if abs(value) >= 1e5 or step < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace(".0e", "e")
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    if step < 1 and abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
-        digits += 1  # steps such as 0.25
-    return f"{value:,.{digits}f}" if step >= 1 or digits else f"{value:g}"
+    digits = next(d for d in range(5) if abs(step * 10**d - round(step * 10**d)) < 1e-6)
+    return f"{value:,.{digits}f}" + (" %" if share else "")
 
 
 def bars(rows: Sequence[tuple[str, float | None, str]], chance: float | None = None) -> Html:
@@ -208,7 +209,7 @@ def bars(rows: Sequence[tuple[str, float | None, str]], chance: float | None = N
                 "div",
                 tag("span", label, class_="label", title=label),
                 tag("span", fill, mark, class_="track"),
-                tag("span", "–" if share is None else percent(share), tag("small", remark), class_="value"),
+                tag("span", "none" if share is None else percent(share), tag("small", remark), class_="value"),
                 class_="bar",
             )
         )

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -15,6 +16,10 @@ class Curve:
 
     def __bool__(self) -> bool:
         return bool(self.steps)
+
+    @property
+    def changes(self) -> bool:
+        return bool(self) and max(self.values) > min(self.values)
 
     @property
     def last(self) -> float:
@@ -85,7 +90,7 @@ class Log:
         if not rate or examples.steps != rate.steps:
             return None
         done = [0.0, *examples.values]
-        pairs = zip(zip(done, done[1:], strict=False), rate.values, strict=True)
+        pairs = zip(pairwise(done), rate.values, strict=True)
         return sum((after - before) / pace for (before, after), pace in pairs if pace > 0)
 
 
@@ -120,7 +125,7 @@ def thinned(curve: Curve, most: int = 240) -> Curve:
     if len(curve.steps) <= most:
         return curve
     edges = [round(i * len(curve.steps) / most) for i in range(most + 1)]
-    pieces = [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    pieces = [slice(low, high) for low, high in pairwise(edges)]
     return Curve(
         [sum(curve.steps[piece]) / (piece.stop - piece.start) for piece in pieces],
         [sum(curve.values[piece]) / (piece.stop - piece.start) for piece in pieces],

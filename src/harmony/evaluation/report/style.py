@@ -4,16 +4,17 @@ CSS = """
 :root {
   --page: #f7f7f5; --card: #ffffff; --line: #e4e3df; --grid: #ecebe7; --ink: #16161a; --soft: #55545c; --faint: #8a8993;
   --accent: #2a6fd6; --right: #2a6fd6; --wrong: #d9483b; --hit: #12a06b;
-  --c0: #55545c; --c1: #2a78d6; --c2: #13976a; --c3: #d08a00; --c4: #008300; --c5: #5a48bf; --c6: #d9463f; --c7: #d0568f;
-  --c8: #d9622b;
+  --c0: #55545c; --c1: #2a78d6; --c2: #13976a; --c3: #d08a00; --c4: #008300; --c5: #5a48bf; --c6: #d9463f;
+  --c7: #d0568f; --c8: #d9622b;
   color-scheme: light dark;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #121214; --card: #1b1b1f; --line: #2e2e34; --grid: #29292f; --ink: #f2f2f4; --soft: #b4b3bd; --faint: #85848f;
+    --page: #121214; --card: #1b1b1f; --line: #2e2e34; --grid: #29292f; --ink: #f2f2f4;
+    --soft: #b4b3bd; --faint: #8d8c97;
     --accent: #6aa5f5; --right: #4c8ff0; --wrong: #e66767; --hit: #2fc08a;
-    --c0: #b4b3bd; --c1: #4a93ea; --c2: #22ab7d; --c3: #d49a1c; --c4: #3aa03a; --c5: #9085e9; --c6: #e66767; --c7: #dc6fa2;
-    --c8: #e0763f;
+    --c0: #b4b3bd; --c1: #4a93ea; --c2: #22ab7d; --c3: #d49a1c; --c4: #3aa03a; --c5: #9085e9; --c6: #e66767;
+    --c7: #dc6fa2; --c8: #e0763f;
   }
 }
 * { box-sizing: border-box; }
@@ -26,14 +27,15 @@ nav {
   position: sticky; top: 0; z-index: 5; background: color-mix(in srgb, var(--page) 88%, transparent);
   backdrop-filter: blur(10px); border-bottom: 1px solid var(--line);
 }
-nav div { max-width: 1120px; margin: auto; padding: 0 24px; display: flex; gap: 22px; overflow-x: auto; }
+nav div { max-width: 1180px; margin: auto; padding: 0 24px; display: flex; gap: 22px; overflow-x: auto; }
 nav a { color: var(--soft); text-decoration: none; font-size: 14px; padding: 12px 0; white-space: nowrap; }
 nav a:hover { color: var(--ink); }
-main { max-width: 1120px; margin: auto; padding: 0 24px 64px; }
+main { max-width: 1180px; margin: auto; padding: 0 24px 64px; }
 header { padding: 52px 0 8px; }
 .eyebrow { margin: 0; color: var(--accent); font-size: 14px; font-weight: 600; letter-spacing: .02em; }
 h1 { font-size: 44px; line-height: 1.1; letter-spacing: -.022em; margin: 6px 0 10px; overflow-wrap: anywhere; }
-h2 { font-size: 26px; letter-spacing: -.014em; line-height: 1.2; margin: 0 0 6px; }
+h2 { font-size: 26px; letter-spacing: -.014em; line-height: 1.2; margin: 0 0 16px; }
+h2:has(+ .lead) { margin-bottom: 6px; }
 h3 { font-size: 15px; font-weight: 600; margin: 0; }
 .lead { color: var(--soft); max-width: 74ch; margin: 0 0 20px; }
 header .lead { font-size: 19px; margin-bottom: 16px; }
@@ -41,13 +43,17 @@ section { padding-top: 56px; }
 section > h3 { margin: 28px 0 12px; font-size: 17px; }
 small { color: var(--faint); font-size: 13px; }
 .chips { display: flex; flex-wrap: wrap; gap: 8px; list-style: none; padding: 0; margin: 0 0 28px; }
-.chip { border: 1px solid var(--line); background: var(--card); border-radius: 99px; padding: 3px 13px; font-size: 14px; }
+.chip {
+  border: 1px solid var(--line); background: var(--card); border-radius: 99px; padding: 3px 13px; font-size: 14px;
+}
 .chip small { margin-left: 7px; font-variant-numeric: tabular-nums; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px 28px; margin: 0; }
 .facts div { border-top: 1px solid var(--line); padding-top: 8px; }
 dt { color: var(--faint); font-size: 13px; }
 dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
-.note { color: var(--soft); background: var(--card); border: 1px dashed var(--line); border-radius: 12px; padding: 16px 20px; }
+.note {
+  color: var(--soft); background: var(--card); border: 1px dashed var(--line); border-radius: 12px; padding: 16px 20px;
+}
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 16px; }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 18px 20px 16px;
@@ -61,7 +67,9 @@ dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
 .card .chance { font-size: 13px; color: var(--faint); }
 .track { position: relative; display: block; height: 8px; border-radius: 4px; background: var(--grid); }
 .track i { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: var(--accent); min-width: 2px; }
-.track b { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); opacity: .55; }
+.track b {
+  position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); opacity: .55;
+}
 details { margin-top: 18px; }
 summary { cursor: pointer; color: var(--soft); font-size: 15px; width: max-content; }
 summary:hover { color: var(--ink); }
@@ -75,20 +83,25 @@ pre {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px; overflow-x: auto;
   font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
 }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(256px, 1fr)); gap: 14px; }
 figure { margin: 0; }
 .chart {
-  background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 16px 18px 14px; position: relative;
-  display: flex; flex-direction: column;
+  background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 13px 14px 12px 16px;
+  position: relative; display: flex; flex-direction: column; min-width: 0;
 }
-.chart .head { display: flex; justify-content: space-between; align-items: baseline; gap: 4px 14px; flex-wrap: wrap; margin-bottom: 8px; }
+.chart .head {
+  display: flex; justify-content: space-between; align-items: baseline; gap: 2px 14px; flex-wrap: wrap; margin-bottom: 8px;
+}
 .chart .now { font-size: 15px; font-variant-numeric: tabular-nums; color: var(--soft); }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 13px; color: var(--soft); }
 .key { white-space: nowrap; }
-.key i { display: inline-block; width: 11px; height: 3px; border-radius: 2px; margin-right: 6px; vertical-align: middle; background: currentColor; }
-figcaption { color: var(--soft); font-size: 13.5px; line-height: 1.45; margin-top: 8px; }
+.key i {
+  display: inline-block; width: 11px; height: 3px; border-radius: 2px; margin-right: 5px; vertical-align: middle;
+  background: currentColor;
+}
+figcaption { color: var(--soft); font-size: 13px; line-height: 1.45; margin-top: 6px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { fill: var(--faint); font-size: 11px; font-variant-numeric: tabular-nums; }
+svg text { fill: var(--faint); font-size: 10.5px; font-variant-numeric: tabular-nums; }
 svg .left, svg .end { text-anchor: end; }
 .grid { stroke: var(--grid); stroke-width: 1; }
 .mark { stroke: var(--faint); stroke-width: 1; stroke-dasharray: 4 4; }
@@ -101,16 +114,20 @@ svg .left, svg .end { text-anchor: end; }
   position: absolute; z-index: 3; pointer-events: none; background: var(--ink); color: var(--page); border-radius: 8px;
   padding: 6px 10px; font-size: 12.5px; line-height: 1.45; font-variant-numeric: tabular-nums; white-space: nowrap;
 }
-.tip b { font-weight: 500; opacity: .7; display: block; }
-.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); } .c4 { color: var(--c4); }
-.c5 { color: var(--c5); } .c6 { color: var(--c6); } .c7 { color: var(--c7); } .c8 { color: var(--c8); }
+.tip b { font-weight: 500; opacity: .7; }
+.tip b, .tip span { display: block; }
+.c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
+.c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
+.c6 { color: var(--c6); } .c7 { color: var(--c7); } .c8 { color: var(--c8); }
 img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(248px, 1fr)); gap: 20px; }
 .pairs div { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
 .triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 22px; }
 .triples div { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 4px; }
 .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(430px, 1fr)); gap: 18px; }
-.query { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px 18px 18px; min-width: 0; }
+.query {
+  background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px 18px 18px; min-width: 0;
+}
 .query p { margin: 0 0 10px; font-size: 15px; line-height: 1.4; }
 .query q { font-weight: 550; }
 .strip { display: flex; gap: 7px; align-items: center; }
@@ -119,9 +136,13 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .strip .lost { font-size: 11px; color: var(--faint); text-align: center; }
 .strip img { outline: 1px solid var(--line); }
 .strip .own { outline: 3px solid var(--hit); outline-offset: 1px; }
-.classes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 28px 40px; align-items: start; }
+.classes {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 28px 40px; align-items: start;
+}
 .bars { display: grid; gap: 7px; }
-.bar { display: grid; grid-template-columns: minmax(90px, 34%) 1fr 112px; gap: 12px; align-items: center; font-size: 14px; }
+.bar {
+  display: grid; grid-template-columns: minmax(90px, 34%) 1fr 112px; gap: 12px; align-items: center; font-size: 14px;
+}
 .bar .label { text-align: right; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--soft); }
 .bar .value { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bar .value small { margin-left: 6px; }
@@ -130,45 +151,57 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .heat .right { fill: var(--right); } .heat .wrong { fill: var(--wrong); }
 .confused h3 { margin-bottom: 8px; }
 footer { color: var(--faint); font-size: 13px; padding-top: 56px; }
-@media (max-width: 560px) { h1 { font-size: 32px; } .queries { grid-template-columns: 1fr; } .bar { grid-template-columns: 34% 1fr 96px; } }
+@media (max-width: 560px) {
+  h1 { font-size: 32px; }
+  .queries { grid-template-columns: 1fr; }
+  .bar { grid-template-columns: 34% 1fr 96px; }
+}
 @media print { nav { display: none; } .chart, .card, .query { break-inside: avoid; } }
 """
 
 SCRIPT = """
 "use strict";
-const svgNames = "http://www.w3.org/2000/svg";
-const shown = (value, share) =>
-  share ? (100 * value).toPrecision(3) + " %" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
+const round = (value, share) => {
+  if (share) return (100 * value).toPrecision(3) + " %";
+  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
+};
+const node = (name, values, content) => {
+  const made = Object.assign(document.createElement(name), values);
+  made.append(...content);
+  return made;
+};
+const drawn = (name, values) => {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(values)) made.setAttribute(key, value);
+  return made;
+};
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
-  const { lines, share } = JSON.parse(svg.dataset.chart);
+  const { lines, share, top, bottom } = JSON.parse(svg.dataset.chart);
   const figure = svg.parentElement;
-  let marks = [], tip = null;
-  const clear = () => { for (const mark of marks) mark.remove(); marks = []; };
-  const add = (name, attributes) => {
-    const node = document.createElementNS(svgNames, name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    svg.append(node);
-    marks.push(node);
-  };
+  let shown = [];
+  const clear = () => { for (const part of shown) part.remove(); shown = []; };
   svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const place = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
     clear();
-    const near = lines.map((line) => line.points.reduce((a, b) => Math.abs(b[2] - place) < Math.abs(a[2] - place) ? b : a));
-    add("line", { x1: near[0][2], x2: near[0][2], y1: 10, y2: 166, class: "cursor" });
-    near.forEach((point, i) => add("circle", { cx: point[2], cy: point[3], r: 3.5, class: "dot c" + lines[i].colour }));
-    if (!tip) { tip = document.createElement("div"); tip.className = "tip"; figure.append(tip); }
-    tip.replaceChildren(Object.assign(document.createElement("b"), { textContent: "step " + Math.round(near[0][0]).toLocaleString("en") }));
-    near.forEach((point, i) => {
-      const row = document.createElement("div");
-      row.textContent = (lines.length > 1 ? lines[i].name + "  " : "") + shown(point[1], share);
-      tip.append(row);
+    const box = svg.getBoundingClientRect(), outer = figure.getBoundingClientRect();
+    const place = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
+    const nearer = (a, b) => Math.abs(b[2] - place) < Math.abs(a[2] - place) ? b : a;
+    const found = lines.map((line) => [line, line.points.reduce(nearer)]);
+    const [, [step, , x]] = found[0];
+    shown = [drawn("line", { x1: x, x2: x, y1: top, y2: bottom, class: "cursor" })];
+    for (const [line, point] of found) {
+      shown.push(drawn("circle", { cx: point[2], cy: point[3], r: 3.5, class: "dot c" + line.colour }));
+    }
+    svg.append(...shown);
+    const rows = found.map(([line, point]) => {
+      const name = lines.length > 1 ? line.name + "  " : "";
+      return node("span", {}, [name + round(point[1], share)]);
     });
-    const outer = figure.getBoundingClientRect();
-    const left = event.clientX - outer.left + 14;
-    tip.style.left = Math.min(left, outer.width - tip.offsetWidth - 8) + "px";
+    const tip = node("div", { className: "tip" }, [node("b", {}, ["step " + round(Math.round(step), false)]), ...rows]);
+    figure.append(tip);
+    shown.push(tip);
+    tip.style.left = Math.min(event.clientX - outer.left + 14, outer.width - tip.offsetWidth - 8) + "px";
     tip.style.top = Math.max(4, event.clientY - outer.top - tip.offsetHeight - 12) + "px";
   });
-  svg.addEventListener("pointerleave", () => { clear(); if (tip) tip.remove(); tip = null; });
+  svg.addEventListener("pointerleave", clear);
 }
 """

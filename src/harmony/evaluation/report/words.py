@@ -12,42 +12,43 @@ class Words(NamedTuple):
 
 
 LOSSES = {
-    "clip": "Each image must pick its caption out of the batch, and each caption its image; it starts near the log of the batch size.",
-    "siglip": "Every image-caption pair of the batch is judged by itself: does it belong together?",
+    "clip": "Each image picks its caption out of the batch, and each caption its image; at first near the log of the "
+    "batch size.",
+    "siglip": "Each image-caption pair of the batch is judged by itself: does it belong together?",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
     "mlm": "Hidden words are named from the words around them; an even guess over the vocabulary costs 10.8.",
-    "text_distillation": "At each hidden word the student predicts what the teacher, who reads the whole caption, makes of it.",
+    "text_distillation": "At each hidden word the student predicts what the teacher makes of the whole caption there.",
 }
 
 SIGNS = {
     "target_entropy": Words(
         "target entropy",
-        "How undecided the teacher's targets are, in nats: at 0 it is always certain, at the log of the number of "
-        "prototypes it says nothing. Both ends are collapses.",
+        "How undecided the teacher's targets are, in nats. Zero is always certain, an even guess says nothing; "
+        "both ends are collapses.",
     ),
     "prototype_use": Words(
         "prototypes in use",
-        "How evenly the prototypes are used over a batch; near zero all images fall onto a few.",
+        "How evenly the prototypes are used over a batch; near zero, all images fall onto a few.",
         share=True,
     ),
     "teacher_student_kl": Words(
         "teacher-student divergence",
-        "What the student still has to learn from the teacher, in nats; a steady zero means there is nothing left to learn.",
+        "What the student has yet to learn from the teacher, in nats; a steady zero means nothing is left to learn.",
     ),
     "rank": Words(
         "effective feature rank",
-        "In how many directions the features of a batch spread; 1 means that everything looks alike.",
+        "In how many directions the features of a batch spread; at 1 everything looks alike.",
     ),
     "std": Words(
         "feature spread",
-        "Standard deviation of unit-length features times the root of their width: 1 is an even spread, 0 a collapse.",
+        "Standard deviation of unit-length features times the root of their width: 1 is even, 0 a collapse.",
     ),
     "batch_accuracy": Words(
         "pairs found in the batch", "Share of the training images that pick out their own caption.", share=True
     ),
-    "accuracy": Words("hidden words named", "Share of the hidden words whose most likely guess is right.", share=True),
+    "accuracy": Words("hidden words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
 
 OTHER_SIGN = Words("", "Logged by the objective itself.")
@@ -68,7 +69,7 @@ HEADLINES = {
 }
 """The metrics shown as cards, where a task has them."""
 
-METRICS = {
+_METRICS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean over classes",
@@ -77,7 +78,7 @@ METRICS = {
 
 def metric(name: str) -> str:
     """A metric's name for people: text_to_image_recall@1 -> text to image, recall@1."""
-    if name in METRICS:
-        return METRICS[name]
+    if name in _METRICS:
+        return _METRICS[name]
     words = name.replace("text_to_image_", "text to image, ").replace("image_to_text_", "image to text, ")
     return words.replace("_", " ")

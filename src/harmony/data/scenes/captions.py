@@ -1,0 +1,103 @@
+"""What is said of a scene: five captions in different words, the first of them the fullest.
+
+The class of the main thing ("red circle") is one phrase in each of them.
+"""
+
+from collections.abc import Sequence
+
+from harmony.data.scenes.layout import Dice, Scene, Thing
+from harmony.data.scenes.words import CLASSES, GROUNDS, TEXTURES
+
+_PATTERNS = {
+    "solid": "in a single colour",
+    "striped": "with stripes",
+    "dotted": "with dots",
+    "checked": "with checks",
+    "marbled": "with marbling",
+}
+
+_SIDES = {
+    "left": (("left of", "to the left of"), "on its left"),
+    "right": (("right of", "to the right of"), "on its right"),
+    "above": (("above", "over"), "above it"),
+    "below": (("below", "under"), "below it"),
+}
+"""Each side, as said between two things, and as said of the second thing when the first was named before."""
+
+
+def captions(scene: Scene) -> list[str]:
+    """The five captions of a scene."""
+    dice = Dice(scene.chance, "captions")
+    main, *others = scene.things
+    ground = GROUNDS[scene.ground.kind][0].format(scene.ground.tone)
+    said = [_relations, _ground_first, _from_the_smallest, _listed, _short]
+    return [say(dice, main, others, ground) for say in said]
+
+
+def _relations(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
+    """a large striped red circle left of a small solid blue square and above a small dotted pink star, on mint planks"""
+    related = [f"{_side(dice, main, other)} {_a(f'small {_textured(other)}')}" for other in others]
+    return f"{_a(f'large {_textured(main)}')} {' and '.join(related)}".rstrip() + f" on {ground}"
+
+
+def _ground_first(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
+    """on mint planks, a big red circle with stripes, and on its right a little blue square in a single colour"""
+    size = dice.pick(("large", "big"))
+    said = f"on {ground}, {_a(f'{size} {_patterned(main)}')}"
+    for other in others:
+        side = _SIDES[_direction(other, main)][1]
+        size = dice.pick(("small", "little"))
+        said += f", and {side} {_a(f'{size} {_patterned(other)}')}"
+    return said
+
+
+def _from_the_smallest(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
+    """a small solid blue square to the right of a big striped red circle on mint planks"""
+    size = dice.pick(("large", "big"))
+    if not others:
+        return f"one {size} {_textured(main)} alone on {ground}"
+    *before, last = [_a(f"{dice.pick(('small', 'little'))} {_textured(other)}") for other in reversed(others)]
+    nearest = others[0]
+    side = _side(dice, nearest, main)
+    beside = "".join(f"{thing}, and " for thing in before)
+    return f"{beside}{last} {side} {_a(f'{size} {_textured(main)}')} on {ground}"
+
+
+def _listed(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
+    """a picture of a striped red circle, a solid blue square and a dotted pink star on mint planks"""
+    *before, last = [_a(_textured(thing)) for thing in (main, *others)]
+    listed = f"{', '.join(before)} and {last}" if before else last
+    return f"{_a(dice.pick(('picture', 'photo', 'image')))} of {listed} on {ground}"
+
+
+def _short(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
+    """a picture of a red circle left of a blue square"""
+    said = f"{_a(dice.pick(('picture', 'photo', 'image')))} of {_a(CLASSES[main.label])}"
+    if not others:
+        return f"{said} on {ground}"
+    return f"{said} {_side(dice, main, others[0])} {_a(CLASSES[others[0].label])}"
+
+
+def _textured(thing: Thing) -> str:
+    return f"{TEXTURES[thing.texture]} {CLASSES[thing.label]}"
+
+
+def _patterned(thing: Thing) -> str:
+    return f"{CLASSES[thing.label]} {_PATTERNS[TEXTURES[thing.texture]]}"
+
+
+def _side(dice: Dice, thing: Thing, other: Thing) -> str:
+    """Where `thing` is, seen from `other`, in words to stand between them."""
+    return dice.pick(_SIDES[_direction(thing, other)][0])
+
+
+def _direction(thing: Thing, other: Thing) -> str:
+    """The side of `other` that `thing` is on, along the axis on which they are further apart."""
+    across, down = thing.x - other.x, thing.y - other.y
+    if abs(across) > abs(down):
+        return "left" if across < 0 else "right"
+    return "above" if down < 0 else "below"
+
+
+def _a(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
