@@ -18,7 +18,7 @@ from harmony.errors import UserError
 if TYPE_CHECKING:
     from harmony.recipe import Recipe
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """What typer raises when a command, an option or an argument is wrong; older versions take it from click."""
 
 app = typer.Typer(
@@ -161,14 +161,22 @@ def recipes(
 
 
 @app.command(rich_help_panel=_LOOKING)
-def cost(recipe: RecipeName, overrides: Overrides = None) -> None:
+def cost(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    caption_tokens: Annotated[
+        int, typer.Option(min=3, metavar="N", help="Length that captions are taken to have.")
+    ] = 24,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that the batch is spread over.")] = 1,
+) -> None:
     """Count parameters, tokens, FLOPs and memory of a recipe before anything is trained."""
     from harmony.recipe import resolve
-    from harmony.training.cost import cost_of, tables
 
-    console = Console(highlight=False)
-    for table in tables(cost_of(resolve(recipe, overrides or []))):
-        console.print(table)
+    resolved = resolve(recipe, overrides or [])
+    from harmony.training.cost import cost_of
+    from harmony.training.cost_tables import tables
+
+    Console(highlight=False).print(tables(cost_of(resolved, caption_tokens, processes)))
 
 
 @data.command("inspect")

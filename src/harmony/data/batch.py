@@ -4,6 +4,7 @@ Shapes: B examples, V crops of a view, N patches of a crop, K kept patches, T ca
 No label is in here, so that none can reach pre-training.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -80,14 +81,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on `device`."""
-        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Called by the loader's pinning thread, so that the transfer to a GPU can run beside the computation."""
-        return replace(self, **{f.name: _pinned(getattr(self, f.name)) for f in fields(self)})
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with `function` applied to every tensor in it."""
+        return replace(self, **{f.name: _apply(getattr(self, f.name), function) for f in fields(self)})
 
 
-def _apply(value: Any, function: Any) -> Any:
+def _apply(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Chance):
@@ -97,11 +102,3 @@ def _apply(value: Any, function: Any) -> Any:
     if isinstance(value, dict):
         return {key: _apply(item, function) for key, item in value.items()}
     return value
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    return _apply(value, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _pinned(value: Any) -> Any:
-    return _apply(value, lambda tensor: tensor.pin_memory())

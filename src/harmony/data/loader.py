@@ -1,15 +1,15 @@
 """The loader: counted, so that any batch of a run can be made at once, and the same whoever makes it.
 
-In each epoch the examples come in an order that is a function of (seed, epoch). Of that order, step k of the epoch takes
-the next `batch_size` examples; what is left at the end of an epoch is dropped. A step's examples are cut into
-`accumulate` parts, each part into one slice a rank, so the slices of all ranks, joined, are the batch of one process.
+In each epoch the examples come in an order that is a function of (seed, epoch). Of that order, each step takes the next
+`batch_size` examples; what is left at the end of an epoch is dropped. A step's examples are cut into `accumulate`
+parts, each part into one slice a rank, so the slices of all ranks, joined, are the batch of a single process.
 
 Shapes: B examples of one part on one rank, N examples in all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class PairLoader:
             colours=(tuple(mean), tuple(std)) if augment == "worker" else None,
         )
         self.workers = count_workers(data.workers, self._batch_bytes())
+        self.seen = self.bad = 0
         self._seen, self._bad = (torch.zeros(len(source), dtype=torch.bool) for _ in range(2))
         self._reasons: list[str] = []
         self._order: tuple[int, Tensor] | None = None
@@ -104,14 +105,6 @@ class PairLoader:
     @property
     def source(self) -> Source:
         return self._maker.source
-
-    @property
-    def seen(self) -> int:
-        return int(self._seen.sum())
-
-    @property
-    def bad(self) -> int:
-        return int(self._bad.sum())
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches from step `start_step` to the end of the run, the parts of a step one after the other.
@@ -177,9 +170,9 @@ class PairLoader:
 
     def _count(self, made: Made) -> None:
         """Count what a batch met, and stop the run when the data is too bad."""
-        self._seen[made.examples] = True
-        self._seen[made.bad] = True
-        self._bad[made.bad] = True
+        bad = torch.tensor(made.bad, dtype=torch.int64)
+        self.seen += _mark(self._seen, torch.cat([made.examples, bad]))
+        self.bad += _mark(self._bad, bad)
         self._reasons += [f"{key}: {reason}" for key, reason in made.batch.skipped[: 3 - len(self._reasons)]]
         allowed = self.data.max_bad_share * max(self.seen, min(JUDGED_AFTER, len(self.source)))
         if made.bad and self.bad > allowed:
@@ -229,7 +222,15 @@ def _check_masks(
             raise UserError(f"the mask {name!r} hides words, but no captions are read; the model needs a text tower")
 
 
-def _as_it_is(made: Made) -> Made:
+def _mark(flags: Tensor, indices: Tensor) -> int:
+    """Set the flags (N,) bool at `indices`, and say how many of them were not set before."""
+    new = indices.unique()
+    new = new[~flags[new]]
+    flags[new] = True
+    return len(new)
+
+
+def _as_it_is(made: Any) -> Any:
     return made
 
 

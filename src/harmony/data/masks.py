@@ -15,8 +15,9 @@ from torch import Tensor
 from harmony.chance import Chance
 from harmony.data.batch import Mask
 from harmony.data.ranges import PositiveRange, UnitRange
-from harmony.errors import unknown
+from harmony.errors import UserError, unknown
 from harmony.schedules import Clock, Schedule, Share
+from harmony.validation import validated
 
 SMALLEST_BLOCK = 4
 """Patches of the smallest block, unless fewer are left to hide (BEiT uses 16, DINOv2 4)."""
@@ -66,7 +67,10 @@ class BlockMasks(PatchSampler):
     code stops short instead, so that its images hide a few patches fewer than drawn.)
     """
 
-    ratio: Annotated[UnitRange, Field(description="range of the share of patches hidden in a masked image")] = (0.1, 0.5)
+    ratio: Annotated[UnitRange, Field(description="range of the share of patches hidden in a masked image")] = (
+        0.1,
+        0.5,
+    )
     share: Annotated[_UnitShare, Field(description="share of the images that are masked at all")] = 0.5
     aspect: Annotated[PositiveRange, Field(description="range of a block's height over its width")] = (0.3, 1 / 0.3)
 
@@ -95,7 +99,7 @@ class BlockMasks(PatchSampler):
 
     def _counts(self, name: str, chance: Chance, crops: int, patches: int) -> Tensor:
         """(B, V) int64, how many patches each image hides."""
-        ratio = self.ratio[0] + (self.ratio[1] - self.ratio[0]) * chance.uniform(f"{name}/ratio", crops)
+        ratio = self.ratio[0] + (self.ratio[1] - self.ratio[0]) * chance.uniform(f"{name}/ratio", crops).double()
         chosen = chance.uniform(f"{name}/share", crops) < self.share
         return torch.where(chosen, (ratio * patches).round().long(), 0)
 
@@ -183,9 +187,12 @@ def patch_sampler(value: Any) -> PatchSampler:
         sampler = PATCH_SAMPLERS[kind]
     except KeyError:
         raise ValueError(str(unknown("kind of mask", str(kind), PATCH_SAMPLERS))) from None
-    if "view" in (settings or {}):
+    if isinstance(settings, Mapping) and "view" in settings:
         raise ValueError("a mask's view is the view of its objective; leave `view` out of the mask")
-    return sampler.model_validate(settings or {})
+    try:
+        return validated(sampler, settings or {}, kind)
+    except UserError as error:  # one sentence; pydantic takes the ValueError for the mask's own
+        raise ValueError(str(error)) from None
 
 
 def _written(sampler: PatchSampler) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _Sigma = Annotated[float, Field(gt=0, le=64)]
 
 
 class PhotometricConfig(BaseModel):
-    """The changes of one crop, made in this order: jitter (its four parts in a random order), greyscale, blur, solarize."""
+    """The changes of one crop: jitter (its four parts in a random order), then greyscale, then blur, then solarize."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,9 @@ class PhotometricConfig(BaseModel):
     brightness: Annotated[_Strength, Field(description="factor uniform in 1 +- this")] = 0.0
     contrast: Annotated[_Strength, Field(description="factor uniform in 1 +- this")] = 0.0
     saturation: Annotated[_Strength, Field(description="factor uniform in 1 +- this")] = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5, description="turn uniform in +- this, in rounds of the colour wheel")] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5, description="turn uniform in +- this, in rounds of the colour wheel")] = (
+        0.0
+    )
     grayscale: Annotated[_Probability, Field(description="probability of losing all colour")] = 0.0
     blur: Annotated[_Probability, Field(description="probability of Gaussian blur")] = 0.0
     sigma: Annotated[
@@ -111,10 +113,10 @@ def draw_photometric(chance: Chance, view_name: str, looks: Sequence[Photometric
         looks: the settings of each of its V crops.
 
     Returns:
-        Named tensors. `factor`, `to_grey`, `to_mean`: (C, 3), the three blends of the jitter in each crop's own order (see
-        `pixels.blend`); `turn`, `sigma`, `threshold`: (C); `hue_0` to `hue_3`: (n) int64, the crops whose hue turns
-        after that many blends; `grey`, `blur`, `solarize`: (n) int64, the crops that these apply to. Empty when no
-        crop is ever changed.
+        Named tensors. `factor`, `to_grey`, `to_mean`: (C, 3), the three blends of the jitter in each crop's own order
+        (see `pixels.blend`); `turn`, `sigma`, `threshold`: (C); `hue_0` to `hue_3`: (n) int64, the crops whose hue
+        turns after that many blends; `grey`, `blur`, `solarize`: (n) int64, the crops that these apply to. Empty when
+        no crop is ever changed.
     """
     if all(look == PRESETS["none"] for look in looks):
         return {}
@@ -235,7 +237,7 @@ def _part(drawn: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tenso
 
 
 def apply(images: Tensor, drawn: Mapping[str, Tensor], radius: int) -> Tensor:
-    """Change images (C, 3, S, S), float in [0, 1], by the parameters of `draw_photometric`; may change them in place."""
+    """Change images (C, 3, S, S), float in [0, 1], by the parameters of `draw_photometric`, maybe in place."""
     if not drawn:
         return images
     for k in range(4):
@@ -243,7 +245,9 @@ def apply(images: Tensor, drawn: Mapping[str, Tensor], radius: int) -> Tensor:
         if k < 3:
             images = pixels.blend(images, drawn["to_grey"][:, k], drawn["to_mean"][:, k], drawn["factor"][:, k])
     images = _change(images, drawn["grey"], lambda some: pixels.grey(some).expand_as(some))
-    images = _change(images, drawn["blur"], lambda some, sigma: pixels.gaussian_blur(some, sigma, radius), drawn["sigma"])
+    images = _change(
+        images, drawn["blur"], lambda some, sigma: pixels.gaussian_blur(some, sigma, radius), drawn["sigma"]
+    )
     return _change(images, drawn["solarize"], pixels.solarize, drawn["threshold"])
 
 

@@ -63,7 +63,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _weighted(shifted: list[Tensor], weights: tuple[Tensor, ...]) -> Tensor:
-    """The sum of the shifted images times their weights. (A convolution would do, but may round to TF32 on a GPU.)"""
+    """The sum of the shifted images times their weights; a convolution would do, but may round to TF32 on a GPU."""
     total = shifted[0] * weights[0]
     for image, weight in zip(shifted[1:], weights[1:], strict=True):
         total.addcmul_(image, weight)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harmony.chance import Chance
-from harmony.data.photometric import Look, PhotometricConfig, draw_photometric, preset
+from harmony.data.photometric import Look, PhotometricConfig, preset
 from harmony.data.ranges import Ascending, PositiveRange
 
 ATTEMPTS = 10
@@ -49,7 +49,9 @@ class ViewConfig(BaseModel):
     photometric: Annotated[
         Annotated[Look, Tag("one")] | Annotated[list[Look], Tag("list")],
         Discriminator(_one_or_list),
-        Field(description="changes of colour and sharpness: a preset's name or settings, or a list of them, one a crop"),
+        Field(
+            description="changes of colour and sharpness: a preset's name or settings, or a list of them, one a crop"
+        ),
     ] = "none"
 
     @model_validator(mode="after")
@@ -144,7 +146,6 @@ class Crops:
     images: dict[str, Tensor] = field(default_factory=dict)
     boxes: dict[str, Tensor] = field(default_factory=dict)
     flips: dict[str, Tensor] = field(default_factory=dict)
-    photometric: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def cut_views(images: Sequence[Tensor], chance: Chance, views: Mapping[str, ViewConfig]) -> Crops:
@@ -156,8 +157,7 @@ def cut_views(images: Sequence[Tensor], chance: Chance, views: Mapping[str, View
         views: the views by name.
 
     Returns:
-        By view name: images (V, B, 3, S, S) uint8, boxes (V, B, 4) float32 as shares of the image, flips (V, B) bool, and
-        the parameters that `augment` needs.
+        By view name: images (V, B, 3, S, S) uint8, boxes (V, B, 4) float32 as shares of the image, flips (V, B) bool.
     """
     crops = Crops()
     sizes = torch.tensor([image.shape[1:] for image in images])
@@ -168,5 +168,4 @@ def cut_views(images: Sequence[Tensor], chance: Chance, views: Mapping[str, View
             for b, image in enumerate(images):
                 pixels[v, b] = cut(image, boxes_of_crop[b], flips_of_crop[b], view.size)
         crops.images[name], crops.boxes[name], crops.flips[name] = pixels, relative_boxes(boxes, sizes), flips
-        crops.photometric[name] = draw_photometric(chance, name, view.looks)
     return crops

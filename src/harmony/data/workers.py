@@ -1,5 +1,6 @@
 """The processes that make batches: how many, and how they start."""
 
+import gc
 import os
 import shutil
 import signal
@@ -60,6 +61,9 @@ def start_worker(number: int) -> None:
     want more batches before it saves), and its workers end when it closes them or dies.
     """
     torch.set_num_threads(1)
+    # A forked worker inherits whether garbage is collected, and collecting what it inherited would copy all of it.
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")

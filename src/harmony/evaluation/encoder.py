@@ -65,14 +65,12 @@ class TowersEncoder(Encoder):
     Attributes:
         towers: both, in evaluation mode.
         recipe: what they were trained with.
-        step: optimiser steps they were trained for.
     """
 
-    def __init__(self, name: str, towers: Towers, recipe: Recipe, step: int, device: torch.device) -> None:
+    def __init__(self, name: str, towers: Towers, recipe: Recipe, device: torch.device) -> None:
         self.name = name
         self.towers = towers.to(device).eval().requires_grad_(False)
         self.recipe = recipe
-        self.step = step
         self.device = device
         self.size = recipe.largest_view
         self.mean, self.std = recipe.model.image.mean, recipe.model.image.std
@@ -111,7 +109,7 @@ def load_encoder(where: str, model: str = "teacher", device: torch.device | str 
     towers = Towers(recipe.model, recipe.largest_view)
     load_part(towers, checkpoints.read_model(checkpoint), model, str(checkpoint))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TowersEncoder(f"{where} ({model})", towers, recipe, checkpoints.read_state(checkpoint).step, chosen)
+    return TowersEncoder(f"{where} ({model})", towers, recipe, chosen)
 
 
 def find_checkpoint(where: str) -> Path:

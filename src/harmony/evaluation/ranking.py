@@ -1,7 +1,7 @@
 """The rank of the right answer, which is all that recall and top-k accuracy need.
 
 A rank counts what stands before the right answer, so it is exact for any k at once and needs no sorted list. Everything
-runs on blocks of the similarity matrix: 100,000 images against 500,000 captions need about 100 MB beside the embeddings.
+runs on blocks of the similarity matrix: 100,000 images against 500,000 captions need some 150 MB beside the embeddings.
 Shapes: Q queries, K candidates, E shared width, P pairs of a query and a candidate that is right for it.
 """
 

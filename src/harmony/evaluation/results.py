@@ -1,7 +1,7 @@
 """What evaluation leaves behind: `metrics.json`, {task: {metric: number}}, and `evaluation/TASK.json` for the report.
 
-Both are written aside and renamed, so that a reader, or an interruption, never meets half a file. Metrics that are shares
-(recall, accuracy, chance levels) are fractions between 0 and 1.
+Both are written aside and renamed, so that a reader, or an interruption, never meets half a file. Metrics that are
+shares (recall, accuracy, chance levels) are fractions between 0 and 1.
 """
 
 import json

@@ -131,7 +131,8 @@ def examples(images: Tensor, texts: Tensor, pool: Pool, ranks: Tensor, places: T
     """The best and the worst captions as queries, each with the five images that come first.
 
     Args:
-        images: (I, E), texts: (U, E), of unit length.
+        images: (I, E), of unit length.
+        texts: (U, E), likewise.
         pool: what belongs to what.
         ranks: (C,) text-to-image ranks.
         places: (I,) the images' positions in the source.

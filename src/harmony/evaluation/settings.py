@@ -24,7 +24,7 @@ class ZeroShotConfig(_Settings):
     templates: str = Field(
         "plain",
         min_length=1,
-        description="prompt templates the class names are put in: plain (six short ones), openai (the 80 that CLIP used "
+        description="templates class names are put in: plain (six short ones), openai (the 80 that CLIP used "
         "on ImageNet), or a text file with one template a line, {} standing for the name",
     )
 
@@ -42,7 +42,8 @@ class EvaluationConfig(_Settings):
 
     tasks: Annotated[tuple[str, ...] | Literal["auto"], BeforeValidator(_one_or_many)] = Field(
         "auto",
-        description="tasks to run: zero_shot, retrieval; auto runs those that the data can answer (class names, captions)",
+        description="tasks to run: zero_shot, retrieval; auto runs those that the data can answer (by its class names "
+        "and captions)",
     )
     model: Literal["teacher", "student"] = Field(
         "teacher", description="which copy of the towers is measured; a run without a teacher has only a student"

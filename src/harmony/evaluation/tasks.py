@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from harmony.data.sources import Source, open_source
 from harmony.errors import UserError, unknown
 from harmony.evaluation import retrieval, zero_shot
-from harmony.evaluation.encoder import Encoder, load_encoder
+from harmony.evaluation.encoder import load_encoder
 from harmony.evaluation.features import Features
 from harmony.evaluation.results import Metrics, write_details, write_metrics
 from harmony.evaluation.settings import EvaluationConfig

@@ -26,7 +26,7 @@ def load_templates(name: str) -> tuple[str, ...]:
     """The templates of that name, or of that text file; each holds `{}` where the class name goes.
 
     Raises:
-        UserError: there is neither a set nor a file of that name, or a line of the file has no place for the class name.
+        UserError: there is neither a set nor a file of that name, or a line of the file has no place for the name.
     """
     if name in _NAMED:
         return _NAMED[name]

@@ -1,7 +1,9 @@
 """Zero-shot classification: the class whose name, read by the text tower, is most similar to the image (CLIP, 3.1).
 
 Every class name is put in every prompt template; the prompts' embeddings are brought to unit length, averaged, and
-brought to unit length again, as CLIP does (arXiv 2103.00020, section 3.1.4). Shapes: N images, C classes, E shared width.
+brought to unit length again, as CLIP does (arXiv 2103.00020, section 3.1.4).
+
+Shapes: N images, C classes, E shared width.
 """
 
 from collections.abc import Sequence

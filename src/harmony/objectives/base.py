@@ -76,6 +76,9 @@ class Encoded:
     def __iter__(self) -> Iterator[Request]:
         return iter(self._encodings)
 
+    def __getitem__(self, request: Request) -> ImageEncoding | TextEncoding:
+        return self._encodings[request]
+
     def image(self, request: ImageRequest) -> ImageEncoding:
         encoding = self._encodings[request]
         assert isinstance(encoding, ImageEncoding)

@@ -14,6 +14,7 @@ Random streams need no saving: they are functions of the seed, the step and the 
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,8 @@ def save(
         _write(aside / "training.pt", lambda path: torch.save(dict(training), path))
         _write(aside / "state.json", lambda path: path.write_text(json.dumps(asdict(state), indent=1) + "\n"))
         _write(aside / "recipe.yaml", lambda path: path.write_text(recipe, encoding="utf-8"))
+        # safetensors lets nobody else read its file; whoever may read the others may read it, too.
+        (aside / "model.safetensors").chmod((aside / "state.json").stat().st_mode)
         _sync(aside)
         aside.rename(final)
         _sync(directory)
@@ -184,7 +187,7 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return values
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise _broken(path, error) from error
 
 

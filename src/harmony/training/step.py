@@ -25,8 +25,8 @@ from harmony.training.optimiser import Gradients, adamw, learning_rate, set_rate
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-_LEAST_SCALE = 1.0
-"""A gradient that overflows fp16 even at this loss scale is not the scaler's business any more."""
+_LEAST_SCALE = 2.0**-8
+"""A gradient that overflows fp16 even at this loss scale is no longer the scaler's business."""
 
 
 @dataclass(frozen=True)

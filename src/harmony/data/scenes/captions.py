@@ -9,7 +9,7 @@ from harmony.data.scenes.layout import Dice, Scene, Thing
 from harmony.data.scenes.words import CLASSES, GROUNDS, TEXTURES
 
 _PATTERNS = {
-    "solid": "in a single colour",
+    "solid": "in one colour",
     "striped": "with stripes",
     "dotted": "with dots",
     "checked": "with checks",
@@ -35,13 +35,13 @@ def captions(scene: Scene) -> list[str]:
 
 
 def _relations(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """a large striped red circle left of a small solid blue square and above a small dotted pink star, on mint planks"""
+    """As in "a large striped red circle left of a small solid blue square and above a small pink star on planks"."""
     related = [f"{_side(dice, main, other)} {_a(f'small {_textured(other)}')}" for other in others]
     return f"{_a(f'large {_textured(main)}')} {' and '.join(related)}".rstrip() + f" on {ground}"
 
 
 def _ground_first(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """on mint planks, a big red circle with stripes, and on its right a little blue square in a single colour"""
+    """As in "on mint planks, a big red circle with stripes, and on its right a little blue square in one colour"."""
     size = dice.pick(("large", "big"))
     said = f"on {ground}, {_a(f'{size} {_patterned(main)}')}"
     for other in others:
@@ -52,7 +52,7 @@ def _ground_first(dice: Dice, main: Thing, others: Sequence[Thing], ground: str)
 
 
 def _from_the_smallest(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """a small solid blue square to the right of a big striped red circle on mint planks"""
+    """As in "a small solid blue square to the right of a big striped red circle on mint planks"."""
     size = dice.pick(("large", "big"))
     if not others:
         return f"one {size} {_textured(main)} alone on {ground}"
@@ -64,14 +64,14 @@ def _from_the_smallest(dice: Dice, main: Thing, others: Sequence[Thing], ground:
 
 
 def _listed(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """a picture of a striped red circle, a solid blue square and a dotted pink star on mint planks"""
+    """As in "a picture of a striped red circle, a solid blue square and a dotted pink star on mint planks"."""
     *before, last = [_a(_textured(thing)) for thing in (main, *others)]
     listed = f"{', '.join(before)} and {last}" if before else last
     return f"{_a(dice.pick(('picture', 'photo', 'image')))} of {listed} on {ground}"
 
 
 def _short(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """a picture of a red circle left of a blue square"""
+    """As in "a picture of a red circle left of a blue square"."""
     said = f"{_a(dice.pick(('picture', 'photo', 'image')))} of {_a(CLASSES[main.label])}"
     if not others:
         return f"{said} on {ground}"

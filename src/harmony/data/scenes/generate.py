@@ -18,8 +18,8 @@ SHARD = 1000
 def generate(uri: str, out_dir: Path | str) -> list[Path]:
     """Write the scenes of a `scenes:` URI as WebDataset shards `SPLIT-00000.tar`, ... and the class names beside them.
 
-    Each example is KEY.jpg, KEY.txt (its first caption), KEY.cls (its class index) and KEY.json with key, captions, class,
-    label, boxes (left, top, width, height in pixels) and box_labels. The same URI gives the same bytes.
+    Each example is KEY.jpg, KEY.txt (its first caption), KEY.cls (its class index) and KEY.json with key, captions,
+    class, label, boxes (left, top, width, height in pixels) and box_labels. The same URI gives the same bytes.
 
     Returns:
         The shards, in order.

@@ -1,4 +1,4 @@
-"""The backgrounds, painted as (3, size, size) float32 with values in [0, 1].
+"""The backgrounds, painted as (3, size, size) float32 with values about 0 to 1.
 
 Noise is drawn on grids of fixed size and stretched, so that a scene looks the same at any size.
 """
@@ -7,14 +7,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from harmony.chance import Chance
 from harmony.data.scenes.layout import Ground
+from harmony.data.scenes.shapes import Array
 from harmony.data.scenes.words import TONES
-
-Array = NDArray[np.float32]
 
 
 def paint_ground(ground: Ground, size: int, chance: Chance) -> Array:

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 
 from harmony.chance import Chance
 from harmony.data.scenes.words import COLOURS, GROUNDS, SHAPES, TEXTURES, TONES
 
 T = TypeVar("T")
+
+REACH = 1.2
+"""How far a shape may reach from its centre, in units of its radius."""
+
+_TRIES = 16
 
 SplitName = Literal["train", "val", "held_out"]
 SPLITS: dict[SplitName, int] = {"train": 0, "val": 1, "held_out": 2}
@@ -27,8 +31,8 @@ Combination = tuple[int, int, int]
 def is_held_out(combination: Combination) -> bool:
     """Whether things of this shape, colour and texture are kept for the held-out split.
 
-    One texture in five of every shape and colour is, chosen so that each pair of shape and colour, shape and texture, and
-    colour and texture is still seen in training.
+    One texture in five of every shape and colour is, chosen so that each pair of shape and colour, shape and texture,
+    and colour and texture is still seen in training.
     """
     shape, colour, texture = combination
     return (shape + 2 * colour) % len(TEXTURES) == texture
@@ -111,7 +115,7 @@ def scene(seed: int, split: SplitName, i: int) -> Scene:
 
 
 def _combination(seed: int, split: SplitName, i: int) -> Combination:
-    """What the main thing is. The combinations take turns in a new order each round, so that all are equally frequent."""
+    """What the main thing is: the combinations take turns, in a new order each round, so all are equally frequent."""
     options = HELD_OUT if split == "held_out" else SEEN
     turn, place = divmod(i, len(options))
     return options[_order(seed, SPLITS[split], turn, len(options))[place]]
@@ -129,22 +133,24 @@ def _others(shape: int, colour: int) -> tuple[Combination, ...]:
 
 def _main_thing(dice: Dice, combination: Combination) -> Thing:
     radius = dice.between(0.21, 0.29)
-    x, y = (dice.between(radius + 0.03, 1 - radius - 0.03) for _ in range(2))
+    x, y = _inside(dice, radius)
     return Thing(*combination, x, y, radius, dice.between(-0.3, 0.3), dice.between(0, 1))
 
 
 def _small_thing(dice: Dice, combination: Combination, others: Sequence[Thing]) -> Thing | None:
-    """A small thing where there is most room of a few places tried; None when it would touch another."""
+    """A small thing at the first free place of a few tried; None when each of them would touch another thing."""
     radius = dice.between(0.10, 0.135)
-    places = [tuple(dice.between(radius + 0.02, 1 - radius - 0.02) for _ in range(2)) for _ in range(8)]
+    places = [_inside(dice, radius) for _ in range(_TRIES)]
     turn, grain = dice.between(-0.3, 0.3), dice.between(0, 1)
-    room = [min(math.dist(place, (other.x, other.y)) - other.radius for other in others) for place in places]
-    # The first place that is free keeps places varied; the roomiest one is the second choice.
-    chosen = next((k for k in range(8) if room[k] > radius + 0.02), int(np.argmax(room)))
-    if room[chosen] <= radius + 0.02:
-        return None
-    x, y = places[chosen]
-    return Thing(*combination, x, y, radius, turn, grain)
+    for x, y in places:
+        if all(math.dist((x, y), (other.x, other.y)) > REACH * (radius + other.radius) for other in others):
+            return Thing(*combination, x, y, radius, turn, grain)
+    return None
+
+
+def _inside(dice: Dice, radius: float) -> tuple[float, float]:
+    """A place where a thing of this radius lies wholly in the picture."""
+    return dice.between(REACH * radius, 1 - REACH * radius), dice.between(REACH * radius, 1 - REACH * radius)
 
 
 def _ground(dice: Dice, things: Sequence[Thing]) -> Ground:

@@ -8,10 +8,8 @@ from numpy.typing import NDArray
 
 from harmony.data.scenes.grounds import paint_ground, rgb, tinted
 from harmony.data.scenes.layout import Scene, Thing
-from harmony.data.scenes.shapes import OUTLINES
+from harmony.data.scenes.shapes import OUTLINES, Array
 from harmony.data.scenes.words import COLOURS, SHAPES, TEXTURES
-
-Array = NDArray[np.float32]
 
 LIGHT = (-0.11, -0.17)
 """A step towards the light, which comes from the upper left, in units of a thing's radius."""
@@ -23,15 +21,15 @@ class Picture:
 
     Attributes:
         pixels: (size, size, 3) uint8.
-        mask: (size, size) uint8, 0 where the ground shows and 1 + class index where a thing does; a pixel belongs to the
-            thing that covers at least half of it. 255 is never used.
+        mask: (size, size) uint8, 0 where the ground shows and 1 + class index where a thing does; a pixel belongs to
+            the thing that covers at least half of it. 255 is never used.
         boxes: (K, 4) float32, left, top, width, height in pixels of the things' masks, in the scene's order.
         labels: (K,) int64, their class indices.
     """
 
     pixels: NDArray[np.uint8]
     mask: NDArray[np.uint8]
-    boxes: Array
+    boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
 
 
@@ -45,7 +43,7 @@ def paint(scene: Scene, size: int) -> Picture:
     return Picture(np.ascontiguousarray(pixels.transpose(1, 2, 0)), mask, boxes, labels)
 
 
-def _place(thing: Thing, canvas: Array, mask: NDArray[np.uint8]) -> Array:
+def _place(thing: Thing, canvas: Array, mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Paint one thing and its shadow in place; its box."""
     size = len(mask)
     left, x = _pixels(thing.x, thing.radius, size)
@@ -68,7 +66,7 @@ def _place(thing: Thing, canvas: Array, mask: NDArray[np.uint8]) -> Array:
 
 
 def _pixels(centre: float, radius: float, size: int) -> tuple[int, Array]:
-    """Along one axis, the first pixel that a thing or its shadow may touch, and all such pixels in units of its radius."""
+    """The pixels along one axis that a thing or its shadow may touch: the first one, and all in units of the radius."""
     first, last = (centre - 1.2 * radius) * size - 1, (centre + 1.6 * radius) * size + 1
     pixels = np.arange(max(0, int(first)), min(size, int(last) + 1), dtype=np.float32)
     return int(pixels[0]), ((pixels + 0.5) / size - centre) / radius

@@ -142,6 +142,7 @@ def words_of(value: Any) -> list[str]:
     return []
 
 
-def spread(count: int, wanted: int) -> range:
+def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` indices spread evenly over 0 .. count-1."""
-    return range(0, count, max(1, -(-count // max(1, wanted))))
+    wanted = min(count, wanted)
+    return [place * count // wanted for place in range(wanted)]

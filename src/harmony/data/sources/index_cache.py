@@ -1,6 +1,6 @@
 """The index of a tar file kept on disk, so that a shard's headers are read once.
 
-It lies beside the shard (`NAME.tar.index.npz`), or in the user's cache folder where the shard's is not to be written to.
+It lies beside the shard (`NAME.tar.index.npz`), or in the user's cache folder where the shard's cannot be written to.
 It holds the shard's size and time of change, and is made anew when they differ or when it cannot be read.
 """
 
@@ -28,7 +28,7 @@ def tar_index(path: Path) -> TarIndex:
         index = _load(place, path)
         if index is not None:
             return index
-    before = _stamp(path)
+    before = stamp(path)
     index = scan_tar(path)
     for place in places:
         if _save(index, before, place):
@@ -49,7 +49,7 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _stamp(path: Path) -> np.ndarray:
+def stamp(path: Path) -> np.ndarray:
     status = path.stat()
     return np.array([FORMAT, status.st_size, status.st_mtime_ns], dtype=np.int64)
 
@@ -58,7 +58,7 @@ def _load(place: Path, path: Path) -> TarIndex | None:
     """What is cached at `place` when it is whole and of this very file, else None."""
     try:
         with np.load(place, allow_pickle=False) as arrays:
-            if not np.array_equal(arrays["stamp"], _stamp(path)):
+            if not np.array_equal(arrays["stamp"], stamp(path)):
                 return None
             index = TarIndex(
                 keys=Strings(arrays["keys"], arrays["key_ends"]),

@@ -4,8 +4,8 @@
     scenes:held_out?count=512&size=96        things whose shape, colour and texture never come together in training
     scenes:val?seed=3                        new scenes of combinations that training does show
 
-Scene i is a function of the seed, the split and i alone: a source with a larger count begins with the same scenes, and a
-larger size shows the same ones in more detail.
+Scene i is a function of the seed, the split and i alone: a source with a larger count begins with the same scenes, and
+a larger size shows the same ones in more detail.
 """
 
 from typing import Annotated
@@ -18,6 +18,7 @@ from harmony.data.scenes.layout import SplitName, scene
 from harmony.data.scenes.paint import paint
 from harmony.data.scenes.words import CLASSES
 from harmony.data.sources.base import Example, Source
+from harmony.errors import UserError
 from harmony.validation import validated
 
 VERSION = 1
@@ -32,7 +33,9 @@ class SceneSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: Annotated[SplitName, Field(description="train, val or held_out")] = "train"
-    count: Annotated[int | None, Field(ge=1, le=2**31, description="number of scenes; 8192 to train on, else 1024")] = None
+    count: Annotated[int | None, Field(ge=1, le=2**31, description="number of scenes; 8192 to train on, else 1024")] = (
+        None
+    )
     size: Annotated[int, Field(ge=16, le=2048, description="pixels a side")] = 64
     seed: Annotated[int, Field(ge=0, le=2**31, description="other seeds give other scenes")] = 0
 
@@ -40,8 +43,9 @@ class SceneSettings(BaseModel):
 class ScenesSource(Source):
     """Scenes painted when they are read.
 
-    `Example.label` is the class of the main thing, and `Example.extra` holds "mask", (size, size) uint8, 0 for the ground and
-    1 + class index elsewhere; "boxes", (K, 4) float32, left, top, width, height in pixels; "box_labels", (K,) int64.
+    `Example.label` is the class of the main thing. `Example.extra` holds "mask", (size, size) uint8, 0 for the ground
+    and 1 + class index elsewhere (never 255); "boxes", (K, 4) float32, left, top, width, height in pixels, the main
+    thing's first; and "box_labels", (K,) int64.
 
     Args:
         place: the split, `train`, `val` or `held_out`; `train` when empty.
@@ -55,6 +59,8 @@ class ScenesSource(Source):
     def __init__(self, place: str, query: dict[str, str], uri: str) -> None:
         self.uri = uri
         self.class_names = list(CLASSES)
+        if place and "split" in query:
+            raise UserError(f"{uri} names the split twice; leave out one of {place!r} and split={query['split']}")
         self.settings = validated(SceneSettings, ({"split": place} if place else {}) | query, "scenes")
 
     def __len__(self) -> int:
@@ -85,4 +91,3 @@ class ScenesSource(Source):
 
     def caption_fields(self) -> list[str]:
         return ["captions"]
-

@@ -29,8 +29,8 @@ CAPTIONS_ORDER = ("captions", "txt", "caption", "text")
 """Where captions are looked for when no caption_key is given: the first that a sample has of the json list "captions"
 (the txt beside it then repeats one of them), the file `txt`, the json keys "caption" and "text"."""
 
-_JSON_LOOKED_AT = 10_000
-"""Samples whose json is read before it is said that none holds a caption."""
+_READ = 10_000
+"""Samples that are read before it is said that none has a caption."""
 
 _TEXT, _JSON, _CLASS = 0, 1, 2
 
@@ -154,9 +154,9 @@ class ShardSource(Source):
         return []
 
     def has_captions(self) -> bool:
-        """Whether some sample has a caption; where only json can tell, of up to 10,000 samples spread over the data."""
+        """Whether a sample has a caption, of up to 10,000 each with text and with json, spread over the data."""
         text, metadata = (np.flatnonzero(self._size[part] > 0) for part in (_TEXT, _JSON))
-        candidates = np.union1d(text[spread_over(len(text))], metadata[spread_over(len(metadata))])
+        candidates = np.union1d(text[spread(len(text), _READ)], metadata[spread(len(metadata), _READ)])
         return any(self._has_caption(int(i)) for i in candidates)
 
     def _has_caption(self, i: int) -> bool:
@@ -169,7 +169,7 @@ class ShardSource(Source):
         beside = [ending for ending in self._endings if ending not in (*IMAGE_ENDINGS, "json")]
         metadata = np.flatnonzero(self._offset[_JSON] >= 0)
         keys: dict[str, None] = {}
-        for i in metadata[list(spread(len(metadata), 100))]:
+        for i in metadata[spread(len(metadata), 100)]:
             keys.update(dict.fromkeys(self._json(int(i), "")))
         return [f".{ending}" for ending in beside] + [f"json {name!r}" for name in keys]
 
@@ -198,15 +198,11 @@ class ShardSource(Source):
         digest = blake2b(digest_size=16)
         for path in self._files.paths:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        digest.update(f"{len(self)} {self.options}".encode())
+        digest.update(f"{len(self)} {self.options.caption_key} {self.options.image_key}".encode())
         return digest.hexdigest()
 
     def problems(self) -> list[str]:
         return list(self._problems)
-
-
-def spread_over(count: int) -> list[int]:
-    return list(spread(count, _JSON_LOOKED_AT))
 
 
 def read_indices(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[TarIndex]:

@@ -12,20 +12,19 @@ from harmony.evaluation.encoder import TowersEncoder, find_checkpoint, load_enco
 from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.report import curves, facts, pictures
 from harmony.evaluation.report import results as shown
-from harmony.evaluation.report.html import Html, Section, joined, note, tag
+from harmony.evaluation.report.html import Html, Section, note, tag
 from harmony.evaluation.report.log import Log
 from harmony.evaluation.report.style import CSS, SCRIPT
 from harmony.evaluation.results import read_details, read_metrics
 from harmony.objectives.mae import Mae
-from harmony.objectives.registry import kinds
 from harmony.recipe import Recipe
 from harmony.training import checkpoints
 
 COLOURED, RECONSTRUCTED = 8, 6
 """Images with colour maps and with reconstructions."""
 
-THUMBNAIL = 128
-"""Side in px of the images among the retrievals."""
+PORTRAIT, THUMBNAIL = 192, 128
+"""Sides in px of the images beside colour maps, and among the retrievals."""
 
 
 def write(run_dir: Path | str) -> Path:
@@ -54,7 +53,7 @@ def _page(folder: Path) -> str:
     retrieval, zero_shot = read_details(folder, "retrieval"), read_details(folder, "zero_shot")
     sections = [
         shown.results(metrics),
-        curves.losses(log, recipe) or Section("losses", "Losses", curves.empty()),
+        curves.losses(log, recipe),
         curves.signs(log, recipe),
         *_drawn(folder, recipe, checkpoint),
         shown.retrievals(retrieval, _thumbnails(recipe, retrieval)),
@@ -83,27 +82,28 @@ def _drawn(folder: Path, recipe: Recipe, checkpoint: Path | None) -> list[Sectio
         return []
     try:
         source = open_source(recipe.data.val, recipe.data.options)
-        read = _read(source, spread(len(source), COLOURED), recipe)
         teacher, student = load_encoder(str(folder), "teacher", "cpu"), load_encoder(str(folder), "student", "cpu")
     except UserError as error:
-        return [Section("features", "What the encoder sees", note(f"Nothing can be drawn: {error}."))]
+        return [Section("features", "What the patches mean", note(f"Nothing can be drawn: {error}."))]
+    read = _read(source, spread(len(source), COLOURED), recipe, recipe.largest_view)
     if read.pixels is None:
-        return [Section("features", "What the encoder sees", note(f"No image of {source.uri} can be read."))]
-    originals, pixels = list(read.pixels), teacher.normalise(read.pixels)
-    sections = [pictures.colour_section(originals, pictures.patch_colours(teacher, pixels))]
+        return [Section("features", "What the patches mean", note(f"No image of {source.uri} can be read."))]
+    pixels = teacher.normalise(read.pixels)
+    portraits = _read(source, read.indices, recipe, PORTRAIT).pixels
+    assert portraits is not None
+    sections = [pictures.colour_section(list(portraits), pictures.patch_colours(teacher, pixels))]
     mae = _mae(recipe, student, checkpoint)
     if mae is not None:
         masked, filled = pictures.reconstructions(student, mae, pixels[:RECONSTRUCTED])
-        sections.append(pictures.reconstruction_section(originals[:RECONSTRUCTED], masked, filled))
+        sections.append(pictures.reconstruction_section(list(read.pixels[:RECONSTRUCTED]), masked, filled))
     return sections
 
 
 def _mae(recipe: Recipe, student: TowersEncoder, checkpoint: Path) -> Mae | None:
     """The recipe's reconstruction objective as trained, if it has one."""
     for name, config in recipe.objectives.items():
-        kind = kinds()[config.type or name]
-        if issubclass(kind, Mae):
-            mae = kind(config, student.towers, recipe.views).eval()
+        if isinstance(config, Mae.Config):
+            mae = Mae(config, student.towers, recipe.views).eval()
             load_part(mae, checkpoints.read_model(checkpoint), f"objectives.{name}", str(checkpoint))
             return mae
     return None
@@ -118,16 +118,14 @@ def _thumbnails(recipe: Recipe, details: Mapping[str, Any] | None) -> dict[int, 
         source = open_source(str(details.get("data")), recipe.data.options)
     except UserError:
         return {}
-    read = _read(source, [index for index in wanted if index < len(source)], recipe)
+    read = _read(source, [index for index in wanted if index < len(source)], recipe, THUMBNAIL)
     crops = [] if read.pixels is None else list(read.pixels)
-    return {index: pictures.data_uri(crop, THUMBNAIL) for index, crop in zip(read.indices, crops, strict=True)}
+    return {index: pictures.data_uri(crop) for index, crop in zip(read.indices, crops, strict=True)}
 
 
-def _read(source: Source, positions: Sequence[int], recipe: Recipe) -> Read:
-    """Those of the examples that can be read."""
-    if not positions:
-        return Read()
-    return Crops(source, positions, recipe.largest_view, recipe.data.max_pixels, len(positions))[0]
+def _read(source: Source, positions: Sequence[int], recipe: Recipe, size: int) -> Read:
+    """Those of the examples that can be read, cut to squares of `size` px."""
+    return Crops(source, positions, size, recipe.data.max_pixels, len(positions))[0] if positions else Read()
 
 
 def _count_lines(path: Path) -> int:

@@ -33,7 +33,7 @@ class Mark:
 def chart(
     title: str, says: str, lines: Sequence[Line], marks: Sequence[Mark] = (), smooth: bool = True, share: bool = False
 ) -> Html:
-    """A figure with one chart: title, latest value or legend, the lines over the steps, and a sentence on its meaning.
+    """A figure with one chart: title, value at the end, the lines over the steps, and a sentence on it.
 
     Args:
         title: what is drawn.
@@ -64,20 +64,15 @@ def chart(
         aria_label=f"{title} over the steps of the run",
         data_chart=_hover(plot, [(line, mean or raw) for line, raw, mean in drawn], share),
     )
-    return tag("figure", _head(title, lines, share), image, tag("figcaption", says), class_="chart")
-
-
-def _head(title: str, lines: Sequence[Line], share: bool) -> Html:
+    beside, legend = Html(""), Html("")
     if len(lines) == 1:
-        beside = tag("span", _shown(lines[0].curve.tail, share), class_="now")
+        tail = lines[0].curve.tail
+        beside = tag("span", percent(tail) if share else number(tail), class_="now")
     else:
         keys = (tag("span", tag("i", class_=f"c{line.colour}"), line.name, class_="key") for line in lines)
-        beside = tag("span", *keys, class_="legend")
-    return tag("div", tag("h3", title), beside, class_="head")
-
-
-def _shown(value: float, share: bool) -> str:
-    return percent(value) if share else number(value)
+        legend = tag("div", *keys, class_="legend")
+    head = tag("div", tag("h3", title), beside, class_="head")
+    return tag("figure", head, image, legend, tag("figcaption", says), class_="chart")
 
 
 def _hover(plot: "Plot", lines: Sequence[tuple[Line, Curve]], share: bool) -> str:

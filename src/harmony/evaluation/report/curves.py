@@ -53,7 +53,7 @@ def signs(log: Log, recipe: Recipe) -> Section | None:
         charts.append(chart(words.title or _spaced(sign), words.says, _lines(curves, recipe), marks, share=words.share))
     if not charts:
         return None
-    lead = "What would show a collapse before the losses do: curves that settle are healthy, curves that run to a bound are not."
+    lead = "What shows a collapse before the losses do: to settle is healthy, to run to a bound is not."
     return Section("health", "Signs of health", _grid(charts), lead)
 
 
@@ -74,7 +74,8 @@ def optimisation(log: Log, recipe: Recipe) -> Section | None:
     if curve := log.curve("temperature"):
         says = "Learned, of the contrastive similarities; it falls as pairs become easy to tell apart."
         charts.append(chart("temperature", says, [Line("temperature", curve, 1)], [Mark(0.01, "lowest allowed")]))
-    return Section("optimisation", "Optimisation", _grid(charts + _gradients(log, recipe)))
+    charts += _gradients(log, recipe)
+    return Section("optimisation", "Optimisation", _grid(charts)) if charts else None
 
 
 def _gradients(log: Log, recipe: Recipe) -> list[Html]:

@@ -16,10 +16,10 @@ from harmony.training.progress import spoken
 def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], weights: Path | None) -> Html:
     """Title, description, objectives and the facts of the run."""
     facts = [
-        ("images", f"{recipe.model.image.name}, {recipe.largest_view} px"),
-        ("captions", _text_tower(recipe)),
+        ("image encoder", _image_tower(recipe)),
+        ("text encoder", _text_tower(recipe)),
         ("parameters", _parameters(weights)),
-        ("data", _data(recipe, state)),
+        ("pairs", _data(recipe, state)),
         ("length", _length(log, state)),
         ("batch", f"{recipe.data.batch_size:,} pairs"),
         ("precision", recipe.train.precision),
@@ -58,6 +58,12 @@ def _weight(weight: Any) -> str:
     return f"{weight.start:g}" if weight.start == weight.stop else f"{weight.start:g} → {weight.stop:g}"
 
 
+def _image_tower(recipe: Recipe) -> str:
+    image = recipe.model.image
+    changes = [f"{key} {getattr(image, key)}" for key in ("patch", "width", "depth") if getattr(image, key)]
+    return ", ".join([image.name, *changes, f"{recipe.largest_view} px"])
+
+
 def _text_tower(recipe: Recipe) -> str:
     text = recipe.model.text
     return f"transformer, {text.width} wide, {text.layers} deep" if text else "none"
@@ -86,8 +92,10 @@ def _many(count: int) -> str:
 
 
 def _data(recipe: Recipe, state: Mapping[str, Any]) -> str:
+    kind, _, place = recipe.data.train.partition(":")
+    short = f"{kind}: …/{'/'.join(place.split('/')[-2:])}" if place.count("/") > 1 else recipe.data.train
     count = (state.get("data") or {}).get("examples")
-    return f"{recipe.data.train}" + (f", {count:,} pairs" if isinstance(count, int) else "")
+    return f"{count:,} of {short}" if isinstance(count, int) else short
 
 
 def _length(log: Log, state: Mapping[str, Any]) -> str:

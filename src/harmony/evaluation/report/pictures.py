@@ -1,7 +1,11 @@
-"""Images as data URIs, and images drawn from what the encoder sees. Shapes: B images, S px a side, N patches, D width."""
+"""Images as data URIs, and images of what the encoder sees.
+
+Shapes: B images, S px a side, N patches, D width.
+"""
 
 import base64
 import io
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,9 @@ from harmony.evaluation.report.html import Section, picture, tag
 from harmony.models.vision import Segment
 from harmony.objectives.mae import Mae
 from harmony.schedules import Clock
+
+LARGEST = 224
+"""Side in px above which images are made smaller for the page."""
 
 GREY = 127
 """What removed patches are painted with."""
@@ -87,38 +94,36 @@ def reconstructions(encoder: TowersEncoder, mae: Mae, pixels: Tensor) -> tuple[T
     return encoder.denormalise(pixels).masked_fill(hidden, GREY), encoder.denormalise(filled)
 
 
-def colour_section(originals: list[Tensor], maps: Tensor) -> Section:
+def colour_section(originals: Sequence[Tensor], maps: Tensor) -> Section:
     """Images beside the colour maps of their patch features."""
     pairs = [
         tag(
             "div",
-            picture(data_uri(image, 224), "validation image"),
-            picture(data_uri(colours, 224), "its patch features as colours"),
+            picture(data_uri(image, LARGEST), "validation image"),
+            picture(data_uri(colours, LARGEST), "its patch features as colours"),
         )
         for image, colours in zip(originals, maps, strict=True)
     ]
     lead = (
         "The teacher's patch features of these images, reduced to their first three principal components and shown as "
-        "red, green and blue. The components are common to all images: patches of one colour mean the same to the encoder."
+        "red, green and blue. The components are common to all images: equal colours mean the same to the encoder."
     )
     return Section("features", "What the patches mean", tag("div", *pairs, class_="pairs"), lead)
 
 
-def reconstruction_section(originals: list[Tensor], masked: Tensor, filled: Tensor) -> Section:
+def reconstruction_section(originals: Sequence[Tensor], masked: Tensor, filled: Tensor) -> Section:
     """Original, masked and reconstructed images in rows of three."""
-    triples = [
+    rows = [
         tag(
             "div",
-            *(
-                picture(data_uri(image, 224), says)
-                for image, says in zip(images, ("original", "what is left of it", "reconstruction"), strict=True)
-            ),
+            picture(data_uri(original, LARGEST), "original"),
+            picture(data_uri(left, LARGEST), "what is left of it"),
+            picture(data_uri(whole, LARGEST), "reconstruction"),
         )
-        for images in zip(originals, masked, filled, strict=True)
+        for original, left, whole in zip(originals, masked, filled, strict=True)
     ]
     lead = (
-        "Validation images; what is left of them when patches are removed, which is all that the encoder sees; and with the "
-        "removed patches as the decoder predicts them, each brought to the true patch's mean and contrast where the "
-        "recipe normalises its targets."
+        "Validation images, what the encoder gets to see of them, and what the decoder makes of that. "
+        "Where the recipe normalises its targets, predicted patches are given the mean and contrast of the true ones."
     )
-    return Section("reconstructions", "Reconstructions", tag("div", *triples, class_="triples"), lead)
+    return Section("reconstructions", "Reconstructions", tag("div", *rows, class_="triples"), lead)

@@ -1,6 +1,6 @@
-"""The sections with results: cards, the table of all metrics, per-class bars, confusion and retrieved images."""
+"""The sections with results: cards, all metrics in tables, per-class bars, confusions and retrieved images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmony.evaluation.report.charts import bars, heat_map
@@ -8,11 +8,15 @@ from harmony.evaluation.report.html import Html, Section, folded, joined, note, 
 from harmony.evaluation.report.words import HEADLINES, TASKS, metric
 from harmony.evaluation.results import Metrics
 
-MOST_BARS = 60
+_MOST_BARS = 80
+_MOST_CONFUSIONS = 8
+
+Details = Mapping[str, Any] | None
+"""What a task kept for the report (see its `run`), or None when it was not run."""
 
 
 def results(metrics: Metrics) -> Section:
-    """Headline metrics as cards, each beside its chance level, and all metrics in a table."""
+    """Headline metrics as cards, each beside its chance level, and all metrics in tables."""
     if not metrics:
         return Section("results", "Results", note("Nothing has been evaluated yet; `harmony evaluate` does it."))
     cards = [
@@ -21,8 +25,8 @@ def results(metrics: Metrics) -> Section:
         for name in HEADLINES.get(task, tuple(numbers)[:2])
         if name in numbers
     ]
-    tables = [joined([tag("h3", TASKS.get(task, task)), _all(numbers)]) for task, numbers in metrics.items()]
-    every = folded("All metrics", tag("div", *(tag("div", part) for part in tables), class_="columns"))
+    tables = [tag("div", tag("h3", TASKS.get(task, task)), _all(numbers)) for task, numbers in metrics.items()]
+    every = folded("All metrics", tag("div", *tables, class_="columns"))
     return Section("results", "Results", joined([tag("div", *cards, class_="cards"), every]))
 
 
@@ -34,8 +38,8 @@ def _card(task: str, name: str, numbers: Mapping[str, float]) -> Html:
         tag("span", metric(name)),
     ]
     if chance is not None:
-        mark = tag("b", style=f"left:{100 * chance:.2f}%")
-        parts.append(tag("span", tag("i", style=f"width:{100 * value:.2f}%"), mark, class_="track"))
+        fill, mark = tag("i", style=f"width:{100 * value:.2f}%"), tag("b", style=f"left:{100 * chance:.2f}%")
+        parts.append(tag("span", fill, mark, class_="track"))
         parts.append(tag("span", f"chance {percent(chance)}{_times(value, chance)}", class_="chance"))
     return tag("div", *parts, class_="card")
 
@@ -60,53 +64,49 @@ def _written(name: str, value: float) -> str:
     return percent(value) if is_share else number(value)
 
 
-def classes(details: Mapping[str, Any] | None, metrics: Mapping[str, float]) -> Section | None:
+def classes(details: Details, metrics: Mapping[str, float]) -> Section | None:
     """Accuracy of every class, best first, and what was taken for what."""
     if not details or not details.get("classes"):
         return None
-    seen = sorted(details["classes"], key=lambda one: (one["top1"] is None, -(one["top1"] or 0), one["name"]))
-    shown = seen if len(seen) <= MOST_BARS else seen[: MOST_BARS // 2] + seen[-MOST_BARS // 2 :]
-    rows = [(one["name"], one["top1"], f"of {one['images']}") for one in shown]
-    parts = [bars(rows, metrics.get("chance_top1"))]
-    lead = f"Share of each class's images that zero-shot classification gets right, with {len(details.get('templates', []))} prompts a class."
-    if len(shown) < len(seen):
-        lead += f" The best and the worst {MOST_BARS // 2} of {len(seen)} classes."
-    confusion = details.get("confusion")
-    if confusion:
-        names = [one["name"] for one in details["classes"]]
-        parts.append(
-            tag(
-                "figure",
-                heat_map(confusion, names),
-                tag("figcaption", "Confusion: a row is a true class, a column what it was taken for, both in the order of the data. "
-                    "Darker is more often; the diagonal is right. Point at a cell to read it."),
-                class_="confusion",
-            )
-        )  # fmt: skip
-        parts.append(_confused(confusion, names))
-    return Section("classes", "Class by class", tag("div", *parts, class_="classes"), lead)
+    ordered = sorted(details["classes"], key=lambda one: (one["top1"] is None, -(one["top1"] or 0), one["name"]))
+    shown = ordered if len(ordered) <= _MOST_BARS else ordered[: _MOST_BARS // 2] + ordered[-_MOST_BARS // 2 :]
+    rows = [(one["name"], one["top1"], f"of {one['images']:,}") for one in shown]
+    lead = (
+        "Share of each class's images that zero-shot classification gets right, with "
+        f"{len(details.get('templates', []))} prompts a class; the upright stroke is chance."
+    )
+    if len(shown) < len(ordered):
+        lead += f" The best and the worst {_MOST_BARS // 2} of {len(ordered):,} classes."
+    parts = [tag("div", bars(rows, metrics.get("chance_top1")), class_="all")]
+    if details.get("confusion"):
+        parts.append(_confusion(details["confusion"], [one["name"] for one in details["classes"]]))
+    return Section("classes", "Class by class", joined(parts), lead)
 
 
-def _confused(confusion: list[list[int]], names: list[str]) -> Html:
+def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Html:
+    """The matrix, and its largest entries off the diagonal by name."""
+    says = (
+        "A row is a true class, a column what it was taken for, both in the order of the data; the diagonal is right. "
+        "Point at a cell to read it."
+    )
+    matrix = tag("figure", heat_map(counts, names), tag("figcaption", says), class_="confusion")
     pairs = [
-        (count, names[row], names[column])
-        for row, line in enumerate(confusion)
+        (names[row], names[column], count)
+        for row, line in enumerate(counts)
         for column, count in enumerate(line)
         if row != column and count
     ]
-    pairs.sort(key=lambda pair: -pair[0])
-    if not pairs:
-        return Html("")
-    rows = [(true, taken, count) for count, true, taken in pairs[:8]]
+    pairs.sort(key=lambda pair: -pair[2])
+    most = table(("true class", "taken for", "images"), pairs[:_MOST_CONFUSIONS]) if pairs else note("None at all.")
     return tag(
         "div",
-        tag("h3", "Most frequent confusions"),
-        table(("true class", "taken for", "images"), rows),
-        class_="confused",
+        tag("div", tag("h3", "Confusions"), matrix),
+        tag("div", tag("h3", "The most frequent ones"), most),
+        class_="confusions",
     )
 
 
-def retrievals(details: Mapping[str, Any] | None, pictures: Mapping[int, str]) -> Section | None:
+def retrievals(details: Details, pictures: Mapping[int, str]) -> Section | None:
     """Captions as queries: the best and the worst, with the five images that come first.
 
     Args:
@@ -116,21 +116,21 @@ def retrievals(details: Mapping[str, Any] | None, pictures: Mapping[int, str]) -
     found = (details or {}).get("text_to_image")
     if not found:
         return None
+    title = "Captions and what they find"
     if not pictures:
-        return Section(
-            "retrievals",
-            "Captions and what they find",
-            note("The images are no longer where they were evaluated, so none can be shown."),
-        )
-    parts = []
-    for kind, title in (("best", "Found with most confidence"), ("worst", "Furthest off")):
+        return Section("retrievals", title, note("The images are no longer where they were evaluated."))
+    parts: list[Html] = []
+    for kind, heading in (("best", "Found with most confidence"), ("worst", "Furthest off")):
         queries = [_query(query, pictures) for query in found.get(kind, [])]
-        parts += [tag("h3", title), tag("div", *queries, class_="queries")] if queries else []
-    lead = "Each caption with the five images most similar to it; its own image is outlined. Where that is not among them, it stands behind the dots with its rank."
-    return Section("retrievals", "Captions and what they find", joined(parts), lead)
+        parts += [tag("h3", heading), tag("div", *queries, class_="queries")] if queries else []
+    lead = (
+        "Each caption with the five images most similar to it; its own image is outlined. "
+        "Where that is not among the five, it stands behind the dots."
+    )
+    return Section("retrievals", title, joined(parts), lead)
 
 
-def shown_images(details: Mapping[str, Any] | None) -> list[int]:
+def shown_images(details: Details) -> list[int]:
     """Positions of all images that `retrievals` would like to show."""
     found = (details or {}).get("text_to_image") or {}
     queries = [query for kind in ("best", "worst") for query in found.get(kind, [])]
@@ -138,12 +138,10 @@ def shown_images(details: Mapping[str, Any] | None) -> list[int]:
 
 
 def _query(query: Mapping[str, Any], pictures: Mapping[int, str]) -> Html:
-    shown = [
-        _hit(one["image"], one["image"] == query["image"], f"similarity {one['similarity']:.2f}", pictures)
-        for one in query["first"]
-    ]
-    if all(one["image"] != query["image"] for one in query["first"]):
-        shown += [tag("span", "…", class_="dots"), _hit(query["image"], True, f"rank {query['rank']:,}", pictures)]
+    own, first = query["image"], query["first"]
+    shown = [_hit(one["image"], one["image"] == own, f"similarity {one['similarity']:.2f}", pictures) for one in first]
+    if all(one["image"] != own for one in first):
+        shown += [tag("span", "…", class_="dots"), _hit(own, True, f"rank {query['rank']:,}", pictures)]
     rank = "found first" if query["rank"] == 1 else f"rank {query['rank']:,} of {query['pool']:,}"
     caption = tag("p", tag("q", query["caption"]), " ", tag("small", rank))
     return tag("div", caption, tag("div", *shown, class_="strip"), class_="query")
@@ -152,5 +150,5 @@ def _query(query: Mapping[str, Any], pictures: Mapping[int, str]) -> Html:
 def _hit(image: int, right: bool, says: str, pictures: Mapping[int, str]) -> Html:
     if image not in pictures:
         return tag("span", "not readable", class_="lost")
-    kind = "own image" if right else "another image"
-    return tag("span", picture(pictures[image], f"{kind}, {says}", class_="own" if right else None), title=says)
+    alt = f"{'own image' if right else 'another image'}, {says}"
+    return tag("span", picture(pictures[image], alt, class_="own" if right else None), title=says)

@@ -90,10 +90,10 @@ figure { margin: 0; }
   position: relative; display: flex; flex-direction: column; min-width: 0;
 }
 .chart .head {
-  display: flex; justify-content: space-between; align-items: baseline; gap: 2px 14px; flex-wrap: wrap; margin-bottom: 8px;
+  display: flex; justify-content: space-between; align-items: baseline; gap: 2px 14px; margin-bottom: 8px;
 }
 .chart .now { font-size: 15px; font-variant-numeric: tabular-nums; color: var(--soft); }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 12px; font-size: 13px; color: var(--soft); }
+.legend { display: flex; flex-wrap: wrap; gap: 0 12px; font-size: 13px; margin-top: 4px; }
 .key { white-space: nowrap; }
 .key i {
   display: inline-block; width: 11px; height: 3px; border-radius: 2px; margin-right: 5px; vertical-align: middle;
@@ -136,9 +136,11 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .strip .lost { font-size: 11px; color: var(--faint); text-align: center; }
 .strip img { outline: 1px solid var(--line); }
 .strip .own { outline: 3px solid var(--hit); outline-offset: 1px; }
-.classes {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 28px 40px; align-items: start;
-}
+.all .bars { display: block; columns: 320px; column-gap: 40px; }
+.all .bar { break-inside: avoid; margin-bottom: 7px; }
+.confusions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 28px 48px; }
+.confusions { margin-top: 36px; align-items: start; }
+.confusions h3 { margin-bottom: 12px; }
 .bars { display: grid; gap: 7px; }
 .bar {
   display: grid; grid-template-columns: minmax(90px, 34%) 1fr 112px; gap: 12px; align-items: center; font-size: 14px;
@@ -146,10 +148,8 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .bar .label { text-align: right; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--soft); }
 .bar .value { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bar .value small { margin-left: 6px; }
-.confusion svg { max-width: 460px; }
 .heat { background: var(--card); border-radius: 8px; outline: 1px solid var(--line); }
 .heat .right { fill: var(--right); } .heat .wrong { fill: var(--wrong); }
-.confused h3 { margin-bottom: 8px; }
 footer { color: var(--faint); font-size: 13px; padding-top: 56px; }
 @media (max-width: 560px) {
   h1 { font-size: 32px; }

@@ -46,9 +46,9 @@ SIGNS = {
         "Standard deviation of unit-length features times the root of their width: 1 is even, 0 a collapse.",
     ),
     "batch_accuracy": Words(
-        "pairs found in the batch", "Share of the training images that pick out their own caption.", share=True
+        "pairs found", "Share of the images that pick their own caption out of the batch.", share=True
     ),
-    "accuracy": Words("hidden words named", "Share of the hidden words whose likeliest guess is right.", share=True),
+    "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
 
 OTHER_SIGN = Words("", "Logged by the objective itself.")

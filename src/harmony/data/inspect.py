@@ -1,0 +1,255 @@
+"""What a look at a source tells: counts, sizes, captions, labels, and what is bad and why."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from harmony.data.captions import Tokenizer
+from harmony.data.decode import MAX_PIXELS, decode
+from harmony.data.sheet import Picture, draw_sheet, thumbnail
+from harmony.data.sources import Source, SourceOptions, open_source, parse_uri
+from harmony.data.sources.base import BadExample, spread
+from harmony.data.sources.index_cache import cache_places
+from harmony.data.sources.places import find_files
+from harmony.data.sources.shards import ShardSource
+from harmony.data.workers import cores
+
+LOOKED_AT = 1000
+"""Examples read and decoded unless told otherwise, spread evenly over the data."""
+
+_PICTURES = 24
+
+
+@dataclass
+class Inspection:
+    """What was found in a source.
+
+    Attributes:
+        uri: the source.
+        examples: how many it has.
+        looked_at: how many of them were read and decoded; everything below but `problems` is of these.
+        widths, heights, file_sizes: of the good ones, in pixels and bytes (no bytes for generated images).
+        captions_each: number of captions of each good one.
+        words, tokens: lengths of their captions; tokens include begin and end and are not cut.
+        labels: class (or its index, when its name is not known) -> count.
+        fields: where captions might be, as the source saw it.
+        bad: (key, reason) of those that cannot be used.
+        problems: what is wrong with the source as a whole.
+        pictures: a few of the good ones, small.
+    """
+
+    uri: str
+    examples: int
+    looked_at: int
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    file_sizes: list[int] = field(default_factory=list)
+    captions_each: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    fields: list[str] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One example, read."""
+
+    key: str
+    size: tuple[int, int] = (0, 0)
+    bytes: int | None = None
+    captions: Sequence[str] = ()
+    label: int | None = None
+    bad: str | None = None
+    small: Tensor | None = None
+
+
+def inspect(
+    uri: str, options: SourceOptions | None = None, most: int | None = LOOKED_AT, max_pixels: int = MAX_PIXELS
+) -> Inspection:
+    """Look at a source.
+
+    Args:
+        uri: the data.
+        options: how it is to be opened.
+        most: how many examples are read and decoded; all of them when None.
+        max_pixels: largest image that is not bad.
+
+    Raises:
+        UserError: nothing is there, or it is not what the URI says.
+    """
+    source = open_source(uri, options)
+    chosen = spread(len(source), most or len(source))
+    shown = {chosen[i] for i in spread(len(chosen), _PICTURES)}
+    with ThreadPoolExecutor(min(8, cores())) as pool:
+        looks = list(pool.map(lambda i: _look(source, i, max_pixels, i in shown), chosen))
+    good = [look for look in looks if look.bad is None]
+    captions = [caption for look in good for caption in look.captions]
+    names = dict(enumerate(source.class_names or []))
+    labels = Counter(look.label for look in good if look.label is not None)
+    return Inspection(
+        uri=uri,
+        examples=len(source),
+        looked_at=len(looks),
+        widths=[look.size[0] for look in good],
+        heights=[look.size[1] for look in good],
+        file_sizes=[look.bytes for look in good if look.bytes is not None],
+        captions_each=[len(look.captions) for look in good],
+        words=[len(caption.split()) for caption in captions],
+        tokens=Tokenizer().lengths(captions),
+        labels={names.get(one, str(one)): count for one, count in sorted(labels.items())},
+        fields=source.caption_fields(),
+        bad=[(look.key, look.bad) for look in looks if look.bad is not None],
+        problems=source.problems(),
+        pictures=[_picture(look.small, look, names) for look in good if look.small is not None],
+    )
+
+
+def _picture(small: Tensor, look: _Look, names: Mapping[int, str]) -> Picture:
+    if look.captions:
+        return Picture(small, look.captions[0])
+    return Picture(small, look.key if look.label is None else names.get(look.label, f"class {look.label}"))
+
+
+def _look(source: Source, i: int, max_pixels: int, shown: bool) -> _Look:
+    try:
+        example = source[i]
+        pixels = decode(example.image, max_pixels, example.key)
+    except BadExample as error:
+        return _Look(error.key, bad=error.reason)
+    return _Look(
+        key=example.key,
+        size=(pixels.shape[2], pixels.shape[1]),
+        bytes=len(example.image) if isinstance(example.image, bytes) else None,
+        captions=example.captions,
+        label=example.label,
+        small=thumbnail(pixels) if shown else None,
+    )
+
+
+def show(
+    uri: str,
+    sheet: Path | None = None,
+    options: SourceOptions | None = None,
+    most: int | None = LOOKED_AT,
+    console: Console | None = None,
+) -> Inspection:
+    """Look at a source, print what was found, and draw a sheet of its images when a file is named for it."""
+    found = inspect(uri, options, most)
+    console = console or Console(highlight=False)
+    console.print(Text(uri, "bold"), soft_wrap=True)
+    console.print(table(found))
+    if sheet is not None:
+        draw_sheet(found.pictures, sheet)
+        console.print(Text(f"{len(found.pictures)} images on {sheet}"), soft_wrap=True)
+    return found
+
+
+def table(found: Inspection) -> Table:
+    """What was found, to be printed."""
+    rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows.add_column(style="cyan", no_wrap=True)
+    rows.add_column(overflow="fold")
+    for name, value in _facts(found):
+        rows.add_row(name, Text(value))
+    for problem in found.problems:
+        rows.add_row("problem", Text(problem, "yellow"))
+    for reason, count, key in _reasons(found.bad):
+        rows.add_row("bad", Text(f"{count} x {reason}, as {key}", "red"))
+    return rows
+
+
+def _facts(found: Inspection) -> list[tuple[str, str]]:
+    good = len(found.widths)
+    facts = [("examples", f"{found.examples:,}")]
+    if found.looked_at < found.examples:
+        facts.append(("looked at", f"{found.looked_at:,}, spread evenly"))
+    facts.append(("good", f"{good:,} of {found.looked_at:,}"))
+    if good:
+        facts.append(("width", _range(found.widths, " px")))
+        facts.append(("height", _range(found.heights, " px")))
+    if found.file_sizes:
+        facts.append(("file size", _range([round(size / 1000) for size in found.file_sizes], " kB")))
+    without = found.captions_each.count(0)
+    if found.words:
+        facts.append(("captions", f"{len(found.words):,}; {_range(found.captions_each)} an image; {without:,} without"))
+        facts.append(("words", _range(found.words)))
+        longer = sum(length > Tokenizer.context for length in found.tokens)
+        facts.append(("tokens", f"{_range(found.tokens)}; {longer:,} longer than {Tokenizer.context}"))
+    else:
+        facts.append(("captions", f"none; seen: {', '.join(found.fields) or 'only images'}"))
+    if found.labels:
+        classes = ", ".join(f"{name} {count:,}" for name, count in list(found.labels.items())[:20])
+        facts.append(("classes", f"{len(found.labels)}: {classes}{', ...' if len(found.labels) > 20 else ''}"))
+    return facts
+
+
+def _range(values: Sequence[int], unit: str = "") -> str:
+    """Smallest, middle and largest in words."""
+    low, high = min(values), max(values)
+    middle = int(torch.tensor(values).median())
+    return f"{low:,}{unit}" if low == high else f"{low:,} to {high:,}{unit}, median {middle:,}"
+
+
+def _reasons(bad: Sequence[tuple[str, str]]) -> list[tuple[str, int, str]]:
+    """(reason, how often, one key), the most frequent first."""
+    first = {reason: key for key, reason in reversed(bad)}
+    return [(reason, count, first[reason]) for reason, count in Counter(reason for _, reason in bad).most_common(20)]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What indexing did: how many shards and examples there are, and where the index of the first shard lies."""
+
+    shards: int
+    examples: int
+    place: Path | None
+    problems: list[str]
+
+
+def index(uri: str, console: Console | None = None) -> Indexed:
+    """Build the index of all shards up front, so that a run begins at once; other kinds need none and are only opened.
+
+    Raises:
+        UserError: nothing is there, or it is not what the URI says.
+    """
+    kind, place, query = parse_uri(uri)
+    if kind != "shards":
+        source = open_source(uri)
+        return Indexed(0, len(source), None, source.problems())
+    paths = find_files(place, uri, "shards", ".tar")
+    with Progress(console=console or Console(), transient=True) as progress:
+        task = progress.add_task("indexing", total=len(paths))
+        source = ShardSource(
+            place, SourceOptions().overridden(query), uri, lambda done, total: progress.update(task, completed=done)
+        )
+    where = next((cached for cached in cache_places(paths[0]) if cached.exists()), None)
+    return Indexed(len(paths), len(source), where, source.problems())
+
+
+def show_index(uri: str, console: Console | None = None) -> Indexed:
+    """Build the index of a source and say what was done."""
+    console = console or Console(highlight=False)
+    done = index(uri, console)
+    if done.shards == 0:
+        console.print(Text(f"{done.examples:,} examples; this kind of data needs no index."))
+    else:
+        where = f"index of the first: {done.place}" if done.place else "the index could not be kept anywhere"
+        console.print(
+            Text(f"{done.shards:,} shards with {done.examples:,} examples are indexed; {where}"), soft_wrap=True
+        )
+    for problem in done.problems:
+        console.print(Text(problem, "yellow"))
+    return done

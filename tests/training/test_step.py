@@ -1,0 +1,170 @@
+"""One step: what may not change its result, precisions, and steps that are not finite."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from harmony.training.step import Stepper
+from harmony.training.trainer import Trainer
+from runs import HERE, tiny, tiny_trainer, weights
+
+
+def _first_step(trainer: Trainer, double: bool = True):
+    """Losses and gradients of the first step, in float64."""
+    if double:
+        trainer.learner.double()
+    batches = trainer.loader.batches(0)
+    loaded = [next(batches) for _ in range(trainer.recipe.train.accumulate)]
+    if double:
+        for batch in loaded:
+            batch.images = {name: crops.double() for name, crops in batch.images.items()}
+    losses, _ = trainer.stepper.backward(loaded, trainer.clock)
+    gradients = {name: p.grad for name, p in trainer.learner.named_parameters() if p.grad is not None}
+    return {name: float(loss) for name, loss in losses.items()}, gradients
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return _first_step(tiny_trainer())
+
+
+@pytest.mark.parametrize("setting", ["efficiency.backward=joint", "efficiency.checkpointing=blocks"])
+def test_efficiency_changes_no_result(plain, setting: str):
+    losses, gradients = _first_step(tiny_trainer(setting))
+    assert losses == pytest.approx(plain[0], rel=1e-9)
+    assert gradients.keys() == plain[1].keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, plain[1][name], rtol=1e-9, atol=1e-10)
+
+
+def test_colours_changed_on_the_device_give_the_same_losses():
+    trainers = [tiny_trainer(f"efficiency.augment={where}") for where in ("worker", "device")]
+    assert [trainer.stepper.augments for trainer in trainers] == [False, True]
+    (worker, _), (device, _) = (_first_step(trainer, double=False) for trainer in trainers)
+    assert device == pytest.approx(worker, rel=1e-5)
+
+
+def test_accumulation_gives_the_same_losses_where_examples_are_not_compared(plain):
+    losses, gradients = _first_step(tiny_trainer("train.accumulate=4"))
+    alone = {"dino", "ibot", "mae", "text_distillation"}
+    assert {name: losses[name] for name in alone} == pytest.approx({n: plain[0][n] for n in alone}, rel=1e-9)
+    assert losses["clip"] != pytest.approx(plain[0]["clip"], rel=1e-3), "fewer negatives"
+    for name, gradient in gradients.items():
+        if name.startswith(("objectives.dino", "objectives.mae", "objectives.text_distillation")):
+            torch.testing.assert_close(gradient, plain[1][name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_trains_close_to_full_precision(precision: str, tolerance: float):
+    trainers = [tiny_trainer(f"train.precision={p}", "optim.lr=0.001") for p in ("fp32", precision)]
+    if precision == "fp16":  # begin where nothing overflows, so that no step is left out
+        trainers[1].stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    full, half = ([m for m in _steps(trainer, 4)] for trainer in trainers)
+    for a, b in zip(full, half, strict=True):
+        assert b.losses == pytest.approx(a.losses, rel=tolerance)
+        assert b.complaint is None
+    before = tiny_trainer()
+    trained = trainers[1].learner.student
+    assert all(p.dtype == torch.float32 for p in trained.parameters())
+    assert not torch.equal(weights(trained.state_dict()), weights(before.learner.student.state_dict()))
+
+
+def _steps(trainer: Trainer, count: int, spoil=None):
+    """Measurements of the first steps; `spoil(step, learner)` may break something before a step."""
+    batches = trainer.loader.batches(0)
+    for step in range(count):
+        loaded = [next(batches) for _ in range(trainer.recipe.train.accumulate)]
+        if spoil:
+            spoil(step, trainer.learner)
+        yield trainer.stepper.step(loaded, trainer.clock, logged=True)
+
+
+def _poison(objective, loss: float):
+    """Make an objective's loss a value that is not finite, with gradients that are not either."""
+    forward = objective.forward
+
+    def poisoned(batch, encoded, at):
+        return {name: value * loss for name, value in forward(batch, encoded, at).items()}
+
+    objective.forward = poisoned
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(value: float):
+    trainer = tiny_trainer()
+    list(_steps(trainer, 2))
+    _poison(trainer.learner.objectives["mae"], value)
+    before = copy.deepcopy(trainer.learner.state_dict()), copy.deepcopy(trainer.stepper.optimiser.state_dict())
+    (measured,) = _steps(trainer, 1)
+    assert measured.complaint == "the loss of mae is not finite"
+    assert measured.sick
+    for name, tensor in trainer.learner.state_dict().items():
+        assert torch.equal(tensor, before[0][name]), f"{name} changed (weights, teacher and centres must not)"
+    after = trainer.stepper.optimiser.state_dict()["state"]
+    assert all(torch.equal(after[i]["exp_avg"], state["exp_avg"]) for i, state in before[1]["state"].items())
+    assert all(p.grad is None for p in trainer.learner.parameters())
+    del trainer.learner.objectives["mae"].forward
+    (measured,) = _steps(trainer, 1)
+    assert measured.complaint is None
+    assert torch.isfinite(weights(trainer.learner.student.state_dict())[:1000]).all()
+    centre = "objectives.dino.centre.mean"
+    assert not torch.equal(trainer.learner.state_dict()[centre], before[0][centre])
+
+
+def test_a_gradient_that_is_not_finite_behind_a_finite_loss_names_its_parts():
+    trainer = tiny_trainer()
+    trainer.learner.student.image.proj.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = copy.deepcopy(trainer.learner.state_dict())
+    (measured,) = _steps(trainer, 1)
+    assert measured.complaint == "the gradient of image is not finite"
+    assert all(math.isfinite(loss) for loss in measured.losses.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.learner.state_dict().items())
+
+
+def test_fp16_lowers_its_scale_when_gradients_overflow_and_leaves_the_step_out():
+    trainer = tiny_trainer("train.precision=fp16")
+    trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = copy.deepcopy(trainer.learner.state_dict())
+    first, second = _steps(trainer, 2)
+    assert first.rates["loss_scale"] == 2.0**40
+    assert second.rates["loss_scale"] == 2.0**39
+    assert first.complaint is None and second.complaint is None, "the scaler's business"
+    after = trainer.learner.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items()), "no update, no teacher, no centre"
+
+
+def test_fp16_gradients_that_overflow_at_the_least_scale_are_an_error():
+    trainer = tiny_trainer("train.precision=fp16")
+    trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-8)
+    trainer.learner.student.image.proj.weight.register_hook(lambda gradient: gradient * math.nan)
+    (measured,) = _steps(trainer, 1)
+    assert measured.complaint == "the gradient of image is not finite"
+
+
+def test_one_reduction_of_the_gradient_a_step(monkeypatch: pytest.MonkeyPatch):
+    from harmony import ranks
+
+    calls = []
+    monkeypatch.setattr(ranks, "average_gradients", lambda parameters: calls.append(len(parameters)))
+    trainer = tiny_trainer("train.accumulate=2")
+    assert len(trainer.learner.plan.groups) > 1
+    list(_steps(trainer, 1))
+    assert calls == [sum(p.requires_grad for p in trainer.learner.parameters())]
+
+
+def test_an_unused_parameter_neither_decays_nor_moves():
+    """Without clip, nothing reads the projections into the shared space."""
+    trainer = tiny_trainer("objectives.clip=null", "optim.weight_decay=0.4")
+    before = copy.deepcopy(trainer.learner.state_dict())
+    list(_steps(trainer, 2))
+    after = trainer.learner.state_dict()
+    assert torch.equal(after["student.image.proj.weight"], before["student.image.proj.weight"])
+    assert not torch.equal(after["student.image.trunk.cls_token"], before["student.image.trunk.cls_token"])
+
+
+def test_a_stepper_needs_no_trainer():
+    trainer = tiny_trainer()
+    stepper = Stepper(trainer.learner, tiny(), HERE.device)
+    assert stepper.step([next(trainer.loader.batches(0))], trainer.clock).complaint is None
