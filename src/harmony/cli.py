@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Look at data, or make some.", no_args_is_help=True, rich_markup_mode="rich")
+data = typer.Typer(help="Look at data, index it, or generate some.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(data, name="data", rich_help_panel="Look before you train")
 
 _TRAINING, _LOOKING, _MEASURING = "Train", "Look before you train", "Measure"
@@ -57,6 +57,23 @@ Uri = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"harmony {version('harmony')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before a command; the help text is the application's own."""
+
+
 @app.command(rich_help_panel=_TRAINING)
 def train(
     recipe: RecipeName,
@@ -66,7 +83,7 @@ def train(
 ) -> None:
     """Train a recipe from the start, evaluate it, and write a report.
 
-    Under torchrun it trains on all processes together: torchrun --nproc-per-node 8 -m harmony train ...
+    Several processes: [bold]torchrun --nproc-per-node 8 -m harmony train ...[/]
     """
     from harmony.recipe import load
 
@@ -182,14 +199,39 @@ def cost(
 @data.command("inspect")
 def data_inspect(
     uri: Uri,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the sheet of images goes.", show_default=False)
-    ] = None,
+    sheet: Annotated[Path, typer.Option(metavar="FILE", help="Where the sheet of images goes (a PNG file).")] = Path(
+        "data-sheet.png"
+    ),
+    every: Annotated[
+        bool, typer.Option("--all", help="Read every example, not just a thousand spread evenly.")
+    ] = False,
 ) -> None:
     """Show counts, sizes, caption lengths and what is bad, and draw a sheet of images."""
     from harmony.data import inspect
 
-    inspect.show(uri, sheet)
+    inspect.show(uri, sheet, most=None if every else inspect.LOOKED_AT)
+
+
+@data.command("index")
+def data_index(uri: Uri) -> None:
+    """Read through shards once, so that training on them begins at once."""
+    from harmony.data import inspect
+
+    inspect.show_index(uri)
+
+
+@data.command("generate")
+def data_generate(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="Scenes, as scenes:train?count=1000&size=128.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New directory for the shards.", show_default=False)],
+) -> None:
+    """Write generated scenes as WebDataset shards, a pattern for one's own data."""
+    from harmony.data.scenes.generate import generate
+
+    shards = generate(uri, out)
+    Console(highlight=False).print(f"Written: [bold]{shards[0]}[/]" + (f" .. {shards[-1].name}" if shards[1:] else ""))
 
 
 def _list_recipes() -> None:
@@ -222,11 +264,16 @@ def _show_yaml(text: str) -> None:
 def _show_metrics(task: str, metrics: Mapping[str, float]) -> None:
     from rich.table import Table
 
-    table = Table(
-        title=task, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
-    )
+    from harmony.evaluation.report.words import metric
+
+    table = Table(title=task, title_justify="left", title_style="bold cyan", box=None, show_header=False)
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4g}")
+        chance = metrics.get(f"chance_{name}")
+        if chance is not None:
+            table.add_row(metric(name), f"{value:.1%}", f"[dim]chance {chance:.1%}[/]")
+        elif not name.startswith("chance_"):
+            table.add_row(metric(name), f"{value:g}")
+    table.columns[1].justify = "right"
     Console(highlight=False).print(table)
 
 
@@ -243,10 +290,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(str(error), 2)
     except _UsageError as error:
         return _told(_about_usage(error), 2)
-    except KeyboardInterrupt:
-        return _told("stopped", 130)
-    except SystemExit as stop:  # a run that a signal stopped says where it was saved
-        return _told(getattr(stop, "message", ""), int(stop.code or 0))
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SystemExit as stop:  # a signal stopped the run, which has said so and saved
+        return int(stop.code or 0)
     except Exception as error:
         message = _about_failure(error)
         if message is None:

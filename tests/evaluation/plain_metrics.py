@@ -68,7 +68,7 @@ class Colours(Source):
 
 
 class ColourEncoder(Encoder):
-    """Puts an image next to the palette's nearest colour, and a text next to the colour it names: a perfect predictor."""
+    """A perfect predictor: an image lies at the palette's nearest colour, a text at the colour that it names."""
 
     def __init__(self, reads_text: bool = True, wrong: bool = False) -> None:
         self.name = "colour encoder"

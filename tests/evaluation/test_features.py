@@ -56,16 +56,16 @@ def test_images_are_encoded_once():
 
 
 def test_equal_texts_are_read_once_and_share_an_embedding():
-    class Reading(plain.ColourEncoder):
-        seen: list[str] = []
+    seen = []
 
+    class Reading(plain.ColourEncoder):
         def texts(self, texts):
-            Reading.seen += texts
+            seen.extend(texts)
             return super().texts(texts)
 
     texts = ["a red hat", "blue", "a red hat", "green tea", "blue", "a most purple prose", "white", "black"]
     embeddings = features(plain.Colours([0]), Reading()).texts(texts)
-    assert sorted(Reading.seen) == sorted(set(texts))
+    assert sorted(seen) == sorted(set(texts))
     torch.testing.assert_close(embeddings, torch.eye(7)[[0, 2, 0, 1, 2, 6, 5, 4]])
 
 

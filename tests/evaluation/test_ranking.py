@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harmony.evaluation import ranking
 from harmony.evaluation.ranking import best_ranks, chance_recall, median, recall
@@ -85,3 +86,20 @@ def test_recall_and_median():
     assert [recall(ranks, k) for k in (1, 2, 8, 9)] == [0.25, 0.75, 0.75, 1.0]
     assert median(ranks) == 2
     assert median(torch.tensor([1, 2, 5, 9])) == 3.5
+
+
+def test_the_whole_matrix_is_never_held():
+    largest = 0
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    q, c = torch.randn(5000, 2), torch.randn(20_000, 2)
+    with Watching():
+        best_ranks(q, c, (torch.arange(5000), torch.arange(5000)))
+    assert 20_000 < largest <= ranking.QUERIES * ranking.CANDIDATES < 5000 * 20_000

@@ -1,10 +1,12 @@
 """A tiny Harmony run on generated scenes, all five objectives, a second or two long."""
 
 import json
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,12 @@ TINY = (
 
 HERE = Place(torch.device("cpu"), rank=0, ranks=1)
 
+# What is proven here is proven on the CPU, wherever the tests run.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# What is proven here is proven on the CPU, wherever the tests run.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 MEASURED_BY_THE_CLOCK = ("examples_per_second", "data_wait", "memory_gib")
 
 
@@ -48,30 +56,61 @@ def log_of(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in MEASURED_BY_THE_CLOCK} for line in lines]
 
 
-def start(code: str, *arguments: Any, processes: int = 1, **environment: str) -> subprocess.Popen[str]:
-    """Run Python code in a process of its own, as the leader of its own group; or in several ranks under torchrun."""
-    launcher = [sys.executable, "-c", code]
-    if processes > 1:
-        script = Path(arguments[0]).with_suffix(".py")
-        script.write_text(code)
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        launcher.append(str(script))
-    paths = [str(Path(__file__).parent), *sys.path]
-    return subprocess.Popen(
-        [*launcher, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+class Processes:
+    """Ranks of one run, in processes of their own, each the leader of its own process group.
+
+    They are forked, so that they need not import everything again.
+    """
+
+    def __init__(self, run: Callable[..., object], *arguments: Any, ranks: int = 1, output: Path) -> None:
+        port = _free_port()
+        self._outputs = [output.with_suffix(f".{rank}") for rank in range(ranks)]
+        context = multiprocessing.get_context("fork")
+        self.members = [
+            context.Process(target=_forked, args=(run, arguments, rank, ranks, port, path))
+            for rank, path in enumerate(self._outputs)
+        ]
+        for member in self.members:
+            member.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the first rank."""
+        return self.members[0].pid
+
+    def printed(self, rank: int = 0) -> str:
+        """What a rank has printed so far."""
+        return self._outputs[rank].read_text() if self._outputs[rank].exists() else ""
+
+    def wait_for(self, word: str) -> None:
+        """Until the first rank has printed a word."""
+        while word not in self.printed():
+            assert self.members[0].is_alive(), self.printed()
+            time.sleep(0.01)
+
+    def finish(self, status: int = 0) -> str:
+        """What the first rank printed, once all have left with the given exit status (a negative one for a signal)."""
+        for member in self.members:
+            member.join(120)
+        assert [member.exitcode for member in self.members] == [status] * len(self.members), self.printed()
+        return self.printed()
 
 
-def finished(process: subprocess.Popen[str], status: int = 0) -> str:
-    """What a process printed, once it has left with the given status."""
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == status, output
-    return output
+def _forked(run: Callable[..., object], arguments: Sequence[Any], rank: int, ranks: int, port: int, output: Path):
+    os.setsid()
+    sys.stdout = sys.stderr = output.open("w", buffering=1)
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stdout.fileno(), 2)
+    if ranks > 1:  # what torchrun says to each process
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    run(*arguments)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def weights(tensors: dict[str, torch.Tensor] | Sequence[torch.Tensor]) -> torch.Tensor:

@@ -4,38 +4,23 @@ import errno
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import Processes
+from safetensors import SafetensorError
 
 from harmony.errors import UserError
 from harmony.training import checkpoints
 from harmony.training.checkpoints import State
-from runs import finished, start
 
 MODEL = {"student.weight": torch.arange(12.0).view(3, 4).T, "objectives.clip.logit_scale": torch.tensor(2.5)}
 TRAINING = {
     "optimiser": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
     "scaler": {},
 }
-
-WRITE_FOR_EVER = """
-import sys, time
-from pathlib import Path
-import torch
-from harmony.training import checkpoints
-from harmony.training.checkpoints import State
-
-def slow(model, path):
-    path.write_bytes(b"half")
-    print("writing", flush=True)
-    time.sleep(3600)
-
-checkpoints.safetensors.torch.save_file = slow
-state = State(step=2, steps=9, epoch_steps=3, examples=16)
-checkpoints.save(Path(sys.argv[1]), {"weight": torch.ones(3)}, {}, state, "name: x", keep=3)
-"""
 
 
 def _save(directory: Path, step: int, keep: int = 3) -> Path:
@@ -74,43 +59,28 @@ def test_a_step_is_saved_once(tmp_path: Path):
     assert (path / "state.json").stat().st_mtime_ns == before
 
 
-class FullDisk:
-    """Stands where a file is opened for writing, and has room for so many bytes."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def write(self, data: bytes) -> int:
-        self.room -= len(data)
-        if self.room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return len(data)
-
-    def flush(self) -> None: ...
-
-
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "state.json", "recipe.yaml"])
 def test_no_room_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str):
+    """Each file in turn goes to a device that is always full, through the writers that are really used."""
     directory = tmp_path / "run" / "checkpoints"
     directory.mkdir(parents=True)
     good = _save(directory, 1, keep=1)
     write = checkpoints._write
 
     def full(path: Path, content) -> None:
-        if path.name != file:
-            return write(path, content)
-        if file == "training.pt":  # torch's own writer meets the full disk, and wraps its error
-            return torch.save(TRAINING, FullDisk(100))
-        if file == "model.safetensors":  # the words of safetensors' writer
-            raise checkpoints.safetensors.SafetensorError(
-                "Error while serializing: I/O error: No space left on device (os error 28)"
-            )
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if path.name == file == "model.safetensors":  # it replaces what is there, so it is given the words it would say
+            path.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        if path.name == file:
+            path.symlink_to("/dev/full")
+        write(path, content)
 
     monkeypatch.setattr(checkpoints, "_write", full)
-    with pytest.raises(UserError, match=rf"no room to save a checkpoint .* takes 1.0 MiB.*harmony resume {tmp_path}/run"):
+    with pytest.raises(
+        UserError, match=rf"no room to save a checkpoint .* takes 1.0 MiB.*harmony resume {tmp_path}/run"
+    ):
         _save(directory, 2, keep=1)
-    assert [path for path in directory.iterdir()] == [good]
+    assert list(directory.iterdir()) == [good]
     monkeypatch.undo()
     assert checkpoints.read_state(good).step == 1
     assert _save(directory, 2, keep=1).is_dir()
@@ -135,16 +105,27 @@ def test_another_error_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def _write_for_ever(directory: Path) -> None:
+    def slow(model, path: Path) -> None:
+        path.write_bytes(b"half")
+        print("writing")
+        time.sleep(3600)
+
+    checkpoints.safetensors.torch.save_file = slow
+    _save(directory, 2)
+
+
 def test_what_a_killed_process_left_is_ignored_and_swept(tmp_path: Path):
-    good = _save(tmp_path, 1)
-    writer = start(WRITE_FOR_EVER, tmp_path)
-    assert writer.stdout.readline() == "writing\n"
-    writer.send_signal(signal.SIGKILL)
-    finished(writer, -signal.SIGKILL)
-    (left,) = [path for path in tmp_path.iterdir() if path != good]
+    directory = tmp_path / "checkpoints"
+    good = _save(directory, 1)
+    writer = Processes(_write_for_ever, directory, output=tmp_path / "printed")
+    writer.wait_for("writing")
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.finish(-signal.SIGKILL)
+    (left,) = [path for path in directory.iterdir() if path != good]
     assert left.name.startswith(".aside-")
-    assert checkpoints.every(tmp_path) == [good]
-    _save(tmp_path, 2)
+    assert checkpoints.every(directory) == [good]
+    _save(directory, 2)
     assert not left.exists()
 
 
@@ -181,7 +162,9 @@ def test_another_format_is_refused(tmp_path: Path):
     path = _save(tmp_path, 1)
     values = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(values | {"format": 99, "harmony": "9.0"}))
-    with pytest.raises(UserError, match="written by harmony 9.0 in checkpoint format 99, but this version reads format 1"):
+    with pytest.raises(
+        UserError, match=r"written by harmony 9\.0 in checkpoint format 99, but this version reads format 1"
+    ):
         checkpoints.read_state(path)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import tiny
 from torch import nn
 
 from harmony.errors import UserError
@@ -15,7 +16,6 @@ from harmony.schedules import Clock, Duration
 from harmony.training.learner import build_learner
 from harmony.training.optimiser import Gradients, adamw, decays, learning_rate, set_rates
 from harmony.training.settings import OptimConfig
-from runs import tiny
 
 # Every kind of parameter of a learner: a pattern of its name, whether it decays, whether it does so as published.
 TABLE = [

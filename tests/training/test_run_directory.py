@@ -2,27 +2,23 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from runs import Processes, tiny
 
 from harmony.errors import UserError
 from harmony.training.run_directory import RunDirectory, check_free, locked, new_run, open_run
-from runs import finished, start, tiny
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from harmony.training.run_directory import RunDirectory, locked
-with locked(RunDirectory(Path(sys.argv[1]))):
-    if len(sys.argv) > 2:  # a child that outlives its parent, as a loader's worker does for a while
-        import os
-        if os.fork() == 0:
-            print("held", flush=True)
+
+def hold(out: Path, fork: bool) -> None:
+    """Keep the lock of a run until killed; with a child, as a loader's worker is, that lives on."""
+    with locked(RunDirectory(out)):
+        if fork and os.fork() == 0:
             time.sleep(3600)
-    print("held", flush=True)
-    time.sleep(3600)
-"""
+        print("held")
+        time.sleep(3600)
 
 
 def test_a_new_run_has_its_recipe_and_a_lock_while_it_is_written(tmp_path: Path):
@@ -67,29 +63,20 @@ def test_what_is_no_run_cannot_be_opened(tmp_path: Path, name: str, message: str
         open_run(tmp_path / name)
 
 
-def test_a_directory_in_use_by_another_process_is_refused_until_that_process_dies(tmp_path: Path):
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_directory_in_use_by_another_process_is_refused_until_that_process_dies(tmp_path: Path, fork: bool):
     run = RunDirectory(tmp_path)
-    holder = start(HOLD, tmp_path)
-    assert holder.stdout.readline() == "held\n"
+    holder = Processes(hold, tmp_path, fork, output=tmp_path / "printed")
+    holder.wait_for("held")
     with pytest.raises(UserError, match=f"{tmp_path} is in use by process {holder.pid} on "), locked(run):
         pass
-    holder.send_signal(signal.SIGKILL)
-    finished(holder, -signal.SIGKILL)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.finish(-signal.SIGKILL)
     assert (tmp_path / ".lock").exists(), "a stale lock file remains"
     with locked(run):
         pass
     assert not (tmp_path / ".lock").exists()
-
-
-def test_a_child_that_outlives_the_process_does_not_keep_the_lock(tmp_path: Path):
-    holder = start(HOLD, tmp_path, "fork")
-    assert [holder.stdout.readline() for _ in range(2)] == ["held\n"] * 2
-    os.kill(holder.pid, signal.SIGKILL)
-    os.waitpid(holder.pid, 0)
-    try:
-        with locked(RunDirectory(tmp_path)):
-            pass
-    finally:
+    if fork:
         os.killpg(holder.pid, signal.SIGKILL)
 
 

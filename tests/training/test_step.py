@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from runs import HERE, tiny, tiny_trainer, weights
 
 from harmony.training.step import Stepper
 from harmony.training.trainer import Trainer
-from runs import HERE, tiny, tiny_trainer, weights
 
 
 def _first_step(trainer: Trainer, double: bool = True):
@@ -61,7 +61,7 @@ def test_half_precision_trains_close_to_full_precision(precision: str, tolerance
     trainers = [tiny_trainer(f"train.precision={p}", "optim.lr=0.001") for p in ("fp32", precision)]
     if precision == "fp16":  # begin where nothing overflows, so that no step is left out
         trainers[1].stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    full, half = ([m for m in _steps(trainer, 4)] for trainer in trainers)
+    full, half = (list(_steps(trainer, 4)) for trainer in trainers)
     for a, b in zip(full, half, strict=True):
         assert b.losses == pytest.approx(a.losses, rel=tolerance)
         assert b.complaint is None
@@ -130,7 +130,7 @@ def test_fp16_lowers_its_scale_when_gradients_overflow_and_leaves_the_step_out()
     first, second = _steps(trainer, 2)
     assert first.rates["loss_scale"] == 2.0**40
     assert second.rates["loss_scale"] == 2.0**39
-    assert first.complaint is None and second.complaint is None, "the scaler's business"
+    assert (first.complaint, second.complaint) == (None, None), "the scaler's business"
     after = trainer.learner.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items()), "no update, no teacher, no centre"
 

@@ -27,7 +27,7 @@ class Tokenizer:
             token. `cut`: it is cut and loses its end token, as the published code does it.
         vocabulary: number of token ids.
         begin, end: the ids of the tokens around a caption; `end` is the largest id. Note that 0, the padding, is also
-            the id of "!".
+            the id of "!" at the beginning of a word.
     """
 
     context: int = 77

@@ -111,8 +111,8 @@ def inspect(
         tokens=Tokenizer().lengths(captions),
         labels={names.get(one, str(one)): count for one, count in sorted(labels.items())},
         fields=source.caption_fields(),
-        bad=[(look.key, look.bad) for look in looks if look.bad is not None],
-        problems=source.problems(),
+        bad=[(_printable(look.key), look.bad) for look in looks if look.bad is not None],
+        problems=[_printable(problem) for problem in source.problems()],
         pictures=[_picture(look.small, look, names) for look in good if look.small is not None],
     )
 
@@ -120,7 +120,12 @@ def inspect(
 def _picture(small: Tensor, look: _Look, names: Mapping[int, str]) -> Picture:
     if look.captions:
         return Picture(small, look.captions[0])
-    return Picture(small, look.key if look.label is None else names.get(look.label, f"class {look.label}"))
+    return Picture(small, _printable(look.key) if look.label is None else names.get(look.label, f"class {look.label}"))
+
+
+def _printable(key: str) -> str:
+    """A key without what stands for bytes that are no text."""
+    return key.encode("utf-8", "replace").decode()
 
 
 def _look(source: Source, i: int, max_pixels: int, shown: bool) -> _Look:

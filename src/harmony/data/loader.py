@@ -7,6 +7,7 @@ parts, each part into one slice a rank, so the slices of all ranks, joined, are 
 Shapes: B examples of one part on one rank, N examples in all.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.settings import DataConfig
 from harmony.data.sources.base import Source
 from harmony.data.views import ViewConfig
-from harmony.data.workers import AHEAD, count_workers, start_worker
+from harmony.data.workers import AHEAD, allow_open_files, count_workers, start_worker
 from harmony.errors import UserError, unknown
 
 JUDGED_AFTER = 1000
@@ -127,6 +128,7 @@ class PairLoader:
             yield made.pin_memory() if self._pinned else made
 
     def _from_workers(self, slots: Iterable[Slot]) -> Iterator[Made]:
+        allow_open_files(self.workers)
         # One pass of the DataLoader is the whole run, so its workers live as long, through all epochs.
         loader: DataLoader[Made] = DataLoader(
             self._maker,  # type: ignore[arg-type]  # anything with __getitem__ will do
@@ -141,7 +143,7 @@ class PairLoader:
         try:
             yield from loader
         except RuntimeError as error:
-            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+            if re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
                 raise RuntimeError(
                     "a data worker was killed, most often because memory or /dev/shm is full; "
                     f"lower data.workers (now {self.workers}) or data.batch_size"

@@ -35,7 +35,7 @@ class ViewConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: Annotated[int, Field(ge=1, description="crops an image")] = 1
-    size: Annotated[int, Field(ge=1, description="pixels a side of a crop")]
+    size: Annotated[int, Field(ge=2, description="pixels a side of a crop")]
     scale: Annotated[
         tuple[_AreaShare, _AreaShare],
         Ascending,
@@ -104,9 +104,9 @@ def _between(share: Tensor, low: float, high: float) -> Tensor:
 
 
 def _central_boxes(ratio: tuple[float, float], height: Tensor, width: Tensor) -> Tensor:
-    """The largest central box whose aspect is within `ratio`, (B, 1, 4) from (B, 1) sides."""
-    wide = torch.where(width / height > ratio[1], (height * ratio[1]).round(), width)
-    high = torch.where(width / height < ratio[0], (width / ratio[0]).round(), height)
+    """The largest central box whose aspect is within `ratio`, a pixel at least: (B, 1, 4) from (B, 1) sides."""
+    wide = torch.where(width / height > ratio[1], (height * ratio[1]).round().clamp(min=1), width)
+    high = torch.where(width / height < ratio[0], (width / ratio[0]).round().clamp(min=1), height)
     return torch.stack([((width - wide) / 2).floor(), ((height - high) / 2).floor(), wide, high], -1)
 
 

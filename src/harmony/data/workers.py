@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import shutil
 import signal
 import warnings
@@ -16,6 +17,9 @@ MOST = 16
 
 AHEAD = 2
 """Batches that each worker has ready or in the making."""
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how much time a container has: microseconds of every so many, or "max"."""
 
 
 def count_workers(wanted: int | Literal["auto"], batch_bytes: int) -> int:
@@ -40,7 +44,7 @@ def cores() -> int:
     """Cores this process may use: those it is bound to, and no more than its container's share of time."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = QUOTA.read_text().split()
         return max(1, min(bound, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max"
         return bound
@@ -52,6 +56,18 @@ def shared_memory() -> int:
         return shutil.disk_usage("/dev/shm").free
     except OSError:
         return 2**62
+
+
+def allow_open_files(workers: int) -> None:
+    """Raise this process's limit of open files as far as it may go, where the usual 1024 could be too few.
+
+    Each tensor of each batch under way takes one, and a batch has some fifty.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 512 + workers * AHEAD * 64
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def start_worker(number: int) -> None:

@@ -41,11 +41,11 @@ def run(features: Features) -> Outcome:
     """
     names = list(features.source.class_names or [])
     _check_names(names)
+    templates = load_templates(features.config.zero_shot.templates)
     images = features.images()
     labelled = images.labels >= 0
     labels = images.labels[labelled]
     _check_labels(labels, names, features.source.uri)
-    templates = load_templates(features.config.zero_shot.templates)
     classes = class_embeddings(features, names, templates)
     embeddings = images.embeddings[labelled]
     ranks = best_ranks(embeddings, classes, (torch.arange(len(labels)), labels), device=features.encoder.device)

@@ -20,7 +20,7 @@ from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request, TextRequest
-from harmony.objectives.targets import full_precision
+from harmony.objectives.targets import cosines, full_precision
 from harmony.schedules import At, Positive, Schedule, Share
 
 
@@ -68,7 +68,7 @@ class Clip(Objective):
             slow_image = _unit(encoded.image(self.slow_image).crop(0).embed())
             slow_text = _unit(encoded.text(self.slow_text).embed())
             soft = self.soft_targets(slow_image, slow_text, at.soft_temperature)
-        similarity = (image @ every_text.T, text @ every_image.T)
+        similarity = (cosines(image, every_text), cosines(text, every_image))
         loss = self.contrast(similarity, hard)
         if soft is not None:
             loss = at.hard_weight * loss + (1 - at.hard_weight) * self.contrast(similarity, soft)
@@ -92,8 +92,8 @@ class Clip(Objective):
 
     def soft_targets(self, image: Tensor, text: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(B, G) twice: the teacher's image-to-text and text-to-image distributions, from unit vectors (B, E)."""
-        to_text = (image @ ranks.gather(text).T / temperature).softmax(dim=1)
-        to_image = (text @ ranks.gather(image).T / temperature).softmax(dim=1)
+        to_text = (cosines(image, ranks.gather(text)) / temperature).softmax(dim=1)
+        to_image = (cosines(text, ranks.gather(image)) / temperature).softmax(dim=1)
         return to_text, to_image
 
     def contrast(self, similarity: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from harmony import ranks
 from harmony.data.views import ViewConfig
 from harmony.models.towers import Towers
 from harmony.objectives.clip import Clip
+from harmony.objectives.targets import cosines
 
 
 class Siglip(Clip):
@@ -38,11 +39,10 @@ class Siglip(Clip):
 
     def soft_targets(self, image: Tensor, text: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(B, G) twice: the probability of each pair, the mean of both directions' distributions."""
-        similarity = image @ ranks.gather(text).T / temperature
-        every = ranks.gather(image) @ ranks.gather(text).T / temperature
-        start = ranks.rank() * len(image)
-        by_image = similarity.softmax(dim=1)
-        by_text = every.softmax(dim=0)[start : start + len(image)]
+        every_image, every_text = ranks.gather(image), ranks.gather(text)
+        by_image = (cosines(image, every_text) / temperature).softmax(dim=1)
+        own = slice(ranks.rank() * len(image), (ranks.rank() + 1) * len(image))
+        by_text = (cosines(every_image, every_text) / temperature).softmax(dim=0)[own]
         both = (by_image + by_text) / 2
         return both, both
 

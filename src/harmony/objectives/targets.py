@@ -65,6 +65,12 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(M, E) and (N, E) unit vectors -> (M, N), in full precision: a temperature multiplies what rounding leaves."""
+    with torch.autocast(a.device.type, enabled=False):
+        return full_precision(a) @ full_precision(b).T
+
+
 def centred(scores: Tensor, centre: Centre, temperature: float) -> Tensor:
     """softmax((scores - centre) / temperature), (M, K)."""
     return ((full_precision(scores) - centre.mean) / temperature).softmax(dim=-1)

@@ -98,7 +98,7 @@ def save(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         aside.mkdir()
         _write(aside / "model.safetensors", lambda path: safetensors.torch.save_file(_contiguous(model), path))
-        _write(aside / "training.pt", lambda path: torch.save(dict(training), path))
+        _write(aside / "training.pt", lambda path: _save_tensors(training, path))
         _write(aside / "state.json", lambda path: path.write_text(json.dumps(asdict(state), indent=1) + "\n"))
         _write(aside / "recipe.yaml", lambda path: path.write_text(recipe, encoding="utf-8"))
         # safetensors lets nobody else read its file; whoever may read the others may read it, too.
@@ -209,6 +209,12 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file and bring it to disk."""
     write(path)
     _sync(path)
+
+
+def _save_tensors(values: Mapping[str, Any], path: Path) -> None:
+    # Given a path, torch hides the system's error; a file's own error stands in the chain of causes.
+    with path.open("wb") as file:
+        torch.save(dict(values), file)
 
 
 def _sync(path: Path) -> None:

@@ -1,9 +1,9 @@
 """What a recipe costs, counted before anything is trained.
 
-The recipe's own learner makes one step on fake tensors, which have shapes but no contents. Every operation is seen, so
-nothing is estimated by formula: floating-point operations are counted as PyTorch's FlopCounterMode counts them (a
-multiply-add is two), memory is what is alive at the fullest moment. What is not seen: the workspace of kernels, the
-fragments between allocations, and what the driver keeps (about 1 GB on a GPU).
+The recipe's own learner makes its own step, on tensors that have shapes but no contents, so nothing is estimated by
+formula. Floating-point operations are what PyTorch's FlopCounterMode sees: a multiply-add is two, and what a kernel
+computes again in backward to save memory does not count. Memory is what is alive at the fullest moment; the workspace
+of kernels, the fragments between allocations, and what the driver keeps (about 1 GB on a GPU) come on top.
 """
 
 import weakref
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -132,14 +133,12 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
         )
     learner, examples = _empty_learner(recipe), recipe.data.batch_size // parts
     batch = _batch(recipe, learner, examples, caption_tokens)
-    dtype = _DTYPES[recipe.train.precision]
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         learner.to_empty(device="cpu")
         batch = batch.map(fake.from_tensor)
         batch.images = {name: torch.empty(v.count, examples, 3, v.size, v.size) for name, v in recipe.views.items()}
-        passes = list(_passes(learner, batch))
-        heads = dict(_heads(learner, batch))
-        groups = dict(_fullest_moments(learner, batch, dtype))
+        groups = dict(_fullest_moments(learner, batch, _DTYPES[recipe.train.precision]))
+        passes, heads = list(_passes(learner, batch)), dict(_heads(learner, batch))
     trained = {part: sum(p.numel() for p in parameters) for part, parameters in learner.parts().items()}
     return Cost(
         name=recipe.name,
@@ -247,7 +246,7 @@ def _leaf(encoding: ImageEncoding | TextEncoding) -> ImageEncoding | TextEncodin
 
 def _counted(run: Callable[[], Result]) -> tuple[Result, int]:
     """What `run` gives, and the floating-point operations it made."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         result = run()
     return result, counter.get_total_flops()
 

@@ -5,8 +5,8 @@ The class of the main thing ("red circle") is one phrase in each of them.
 
 from collections.abc import Sequence
 
-from harmony.data.scenes.layout import Dice, Scene, Thing
-from harmony.data.scenes.words import CLASSES, GROUNDS, TEXTURES
+from harmony.data.scenes.layout import Dice, Ground, Scene, Thing
+from harmony.data.scenes.words import CLASSES, GROUNDS, SINGULAR, TEXTURES
 
 _PATTERNS = {
     "solid": "in one colour",
@@ -29,9 +29,8 @@ def captions(scene: Scene) -> list[str]:
     """The five captions of a scene."""
     dice = Dice(scene.chance, "captions")
     main, *others = scene.things
-    ground = GROUNDS[scene.ground.kind][0].format(scene.ground.tone)
     said = [_relations, _ground_first, _from_the_smallest, _listed, _short]
-    return [say(dice, main, others, ground) for say in said]
+    return [say(dice, main, others, _on(scene.ground)) for say in said]
 
 
 def _relations(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
@@ -76,6 +75,11 @@ def _short(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str
     if not others:
         return f"{said} on {ground}"
     return f"{said} {_side(dice, main, others[0])} {_a(CLASSES[others[0].label])}"
+
+
+def _on(ground: Ground) -> str:
+    words = GROUNDS[ground.kind][0].format(ground.tone)
+    return _a(words) if ground.kind in SINGULAR else words
 
 
 def _textured(thing: Thing) -> str:

@@ -61,8 +61,7 @@ def _gradient(size: int, direction: float, chance: Chance) -> Array:
 def _clouds(size: int, direction: float, chance: Chance) -> Array:
     noise = _noise(chance, "coarse", 5, 4, size) + 0.5 * _noise(chance, "fine", 10, 8, size)
     noise += 0.22 * _noise(chance, "finest", 21, 17, size)
-    cover = np.clip(0.5 + 0.8 * noise, 0, 1)
-    return 0.72 * cover * cover * (3 - 2 * cover) - 0.06
+    return 0.72 / (1 + np.exp(0.3 - 4.5 * noise)) - 0.06
 
 
 def _grass(size: int, direction: float, chance: Chance) -> Array:

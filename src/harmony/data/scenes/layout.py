@@ -19,6 +19,9 @@ T = TypeVar("T")
 REACH = 1.2
 """How far a shape may reach from its centre, in units of its radius."""
 
+CONTRAST = 85
+"""Least distance of the ground's tone from the colour of every thing, in red, green and blue of 255."""
+
 _TRIES = 16
 
 SplitName = Literal["train", "val", "held_out"]
@@ -157,5 +160,5 @@ def _ground(dice: Dice, things: Sequence[Thing]) -> Ground:
     """A ground whose tone stands off from the colours of all things."""
     colours = [list(COLOURS.values())[thing.colour][0] for thing in things]
     kind = dice.pick(tuple(GROUNDS))
-    clear = [tone for tone in GROUNDS[kind][1] if all(math.dist(TONES[tone], colour) > 85 for colour in colours)]
+    clear = [tone for tone in GROUNDS[kind][1] if all(math.dist(TONES[tone], colour) > CONTRAST for colour in colours)]
     return Ground(kind, dice.pick(clear), dice.between(0, 2 * math.pi))

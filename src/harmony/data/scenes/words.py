@@ -29,14 +29,17 @@ TONES = {
 }
 
 GROUNDS = {
-    "plain": ("a plain {} background", tuple(TONES)),
-    "gradient": ("a {} gradient", tuple(TONES)),
-    "clouds": ("{} clouds", ("sand", "mint", "sky", "lavender", "grey", "navy")),
+    "plain": ("plain {} background", tuple(TONES)),
+    "gradient": ("{} gradient", tuple(TONES)),
+    "clouds": ("{} clouds", ("sand", "mint", "sky", "lavender", "grey")),
     "grass": ("{} grass", ("sand", "mint", "olive", "teal")),
     "tiles": ("{} tiles", tuple(TONES)),
     "planks": ("{} planks", tuple(TONES)),
 }
 """Kinds of background: the words for one of a given tone, and the tones that become it."""
+
+SINGULAR = ("plain", "gradient")
+"""Kinds of background that take an article."""
 
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 """Names of the classes: what the main object is, index = shape * 8 + colour."""

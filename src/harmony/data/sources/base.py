@@ -111,7 +111,7 @@ class Source(ABC):
         return self.class_names is not None
 
     def caption_fields(self) -> list[str]:
-        """Names under which captions might be, as seen in the data: columns, json keys, file endings."""
+        """Where captions might be, as seen in the data: columns, json keys, endings; none of images and classes."""
         return []
 
     def caption_place(self) -> str:
@@ -125,10 +125,15 @@ class Source(ABC):
     def require_captions(self) -> None:
         """UserError when no example has a caption where this source looks for captions."""
         if not self.has_captions():
-            seen = ", ".join(self.caption_fields()) or "nothing beside the images"
+            seen = ", ".join(self.caption_fields())
+            only = "images and classes" if self.has_labels() else "images"
             raise UserError(
-                f"no example of {self.uri} has a caption: looked in {self.caption_place()}, and saw {seen}; "
-                "name the right one with data.caption_key"
+                f"no example of {self.uri} has a caption: looked in {self.caption_place()}, and saw "
+                + (
+                    f"{seen}; name the right one with data.caption_key"
+                    if seen
+                    else f"only {only}; use data with captions"
+                )
             )
 
 

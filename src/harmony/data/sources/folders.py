@@ -21,7 +21,7 @@ from harmony.errors import UserError
 CAPTION_KEYS = ("captions", "caption", "text")
 
 _CHECKED = 1000
-_NO, _TEXT, _JSON = 0, 1, 2
+_TEXT, _JSON = 1, 2  # bits
 
 
 class FolderSource(Source):
@@ -70,25 +70,22 @@ class FolderSource(Source):
             elif ending.lower() == "json":
                 metadata.add(name)
         if twice:
-            self._problems.append(
-                f"{len(twice)} images share their name with another (the first is used), as {twice[0]}"
-            )
+            self._problems.append(f"images that share a name (the first is used): {len(twice)}, as {twice[0]}")
         keys = sorted(images)
         self._names = Strings.of(f"{key}.{images[key]}" for key in keys)
         self._beside = np.array(
-            [_TEXT if f"{key}.txt" in texts else _JSON if f"{key}.json" in metadata else _NO for key in keys],
-            dtype=np.uint8,
+            [_TEXT * (f"{key}.txt" in texts) + _JSON * (f"{key}.json" in metadata) for key in keys], dtype=np.uint8
         )
         self._label = np.full(len(keys), -1, dtype=np.int32)
-        alone = len(texts | metadata) - int((self._beside != _NO).sum())
-        if (self._beside != _NO).any():
-            without = int((self._beside == _NO).sum())
-            if without:
-                self._problems.append(f"{without} images have no caption file")
-            if alone:
-                self._problems.append(f"{alone} text or json files belong to no image")
-        else:
+        if not self._beside.any():
             self._classes(keys)
+            return
+        alone = len(texts | metadata) - int((self._beside & _TEXT > 0).sum() + (self._beside & _JSON > 0).sum())
+        without = int((self._beside == 0).sum())
+        if without:
+            self._problems.append(f"images without a caption file: {without}")
+        if alone:
+            self._problems.append(f"text or json files without an image: {alone}")
 
     def _classes(self, keys: list[str]) -> None:
         tops = [key.partition("/")[0] if "/" in key else None for key in keys]
@@ -98,7 +95,7 @@ class FolderSource(Source):
             self._label = np.array([-1 if top is None else number[top] for top in tops], dtype=np.int32)
             self.class_names = names
             if None in tops:
-                self._problems.append(f"{tops.count(None)} images lie outside the class folders and have no label")
+                self._problems.append(f"images outside the class folders (no label): {tops.count(None)}")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -119,13 +116,13 @@ class FolderSource(Source):
             raise BadExample(key, f"{name} cannot be read: {os.strerror(error.errno or 0)}") from error
 
     def _captions(self, i: int, key: str) -> list[str]:
-        beside, wanted = self._beside[i], self.options.caption_key
-        if beside == _TEXT and wanted in (None, "txt"):
-            return words_of(self._read(key, f"{key}.txt").decode("utf-8-sig", "replace").splitlines())
-        if beside == _JSON:
+        wanted, captions = self.options.caption_key, []
+        if self._beside[i] & _TEXT and wanted in (None, "txt"):
+            captions = words_of(self._read(key, f"{key}.txt").decode("utf-8-sig", "replace").splitlines())
+        if self._beside[i] & _JSON and not captions:
             metadata = self._metadata(key)
-            return next(filter(None, (words_of(metadata.get(name)) for name in self._caption_keys())), [])
-        return []
+            captions = next(filter(None, (words_of(metadata.get(name)) for name in self._caption_keys())), [])
+        return captions
 
     def _caption_keys(self) -> tuple[str, ...]:
         return CAPTION_KEYS if self.options.caption_key is None else (self.options.caption_key,)
@@ -138,16 +135,21 @@ class FolderSource(Source):
         return value if isinstance(value, dict) else {}
 
     def has_captions(self) -> bool:
-        return any(self._captions(int(i), self.key(int(i))) for i in np.flatnonzero(self._beside != _NO))
+        return any(self._has_caption(int(i)) for i in np.flatnonzero(self._beside))
+
+    def _has_caption(self, i: int) -> bool:
+        try:
+            return bool(self._captions(i, self.key(i)))
+        except BadExample:
+            return False
 
     def caption_fields(self) -> list[str]:
-        metadata = np.flatnonzero(self._beside == _JSON)
+        metadata = np.flatnonzero(self._beside & _JSON)
         keys: dict[str, None] = {}
         for i in metadata[spread(len(metadata), 100)]:
             keys.update(dict.fromkeys(self._metadata(self.key(int(i)))))
-        texts = ["text files"] if (self._beside == _TEXT).any() else []
-        folders = ["class folders"] if self.class_names else []
-        return texts + [f"json {name!r}" for name in keys] + folders
+        texts = ["text files"] if (self._beside & _TEXT).any() else []
+        return texts + [f"json {name!r}" for name in keys]
 
     def caption_place(self) -> str:
         keys = ", ".join(self._caption_keys())

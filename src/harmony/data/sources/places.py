@@ -6,25 +6,32 @@ from pathlib import Path
 
 from harmony.errors import UserError
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
 
 
 def expand_braces(pattern: str) -> list[str]:
     """`a{0..2}` to a0, a1, a2 (leading zeros kept, `{000..010}`), `{a,b}c` to ac, bc; nested too."""
-    match = None
-    for match in _BRACES.finditer(pattern):  # the innermost braces have no others inside
-        choices = _choices(match[1])
-        if choices is not None:
-            break
-    else:
-        return [pattern]
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    expanded = [expand_braces(f"{before}{choice}{after}") for choice in choices]
-    return [path for paths in expanded for path in paths]
+    for start, letter in enumerate(pattern):
+        end = _closing(pattern, start) if letter == "{" else None
+        choices = _choices(pattern[start + 1 : end]) if end is not None else None
+        if end is not None and choices is not None:
+            inner = [path for choice in choices for path in expand_braces(choice)]
+            return [pattern[:start] + path + rest for path in inner for rest in expand_braces(pattern[end + 1 :])]
+    return [pattern]
+
+
+def _closing(pattern: str, start: int) -> int | None:
+    """Where the brace that opens at `start` is closed."""
+    depth = 0
+    for place in range(start, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+        if depth == 0:
+            return place
+    return None
 
 
 def _choices(inside: str) -> list[str] | None:
+    """What stands between braces: the numbers of a range, or what commas separate; None when it is neither."""
     ends = _RANGE.match(inside)
     if ends:
         first, last = int(ends[1]), int(ends[2])
@@ -32,7 +39,15 @@ def _choices(inside: str) -> list[str] | None:
         width = max(map(len, ends.groups())) if padded else 0
         step = 1 if last >= first else -1
         return [f"{number:0{width}d}" for number in range(first, last + step, step)]
-    return inside.split(",") if "," in inside else None
+    choices = [""]
+    depth = 0
+    for letter in inside:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            choices.append("")
+        else:
+            choices[-1] += letter
+    return choices if len(choices) > 1 else None
 
 
 def find_files(pattern: str, uri: str, what: str, suffix: str) -> list[Path]:

@@ -88,7 +88,7 @@ class ShardSource(Source):
         self._note_duplicates(hashes)
         without = sum(len(has) for has in has_image) - len(self)
         if without:
-            self._problems.append(f"{without} samples have no image and are left out")
+            self._problems.append(f"samples without an image (left out): {without}")
         if not len(self):
             seen = ", ".join(self._endings) or "no files"
             wanted = self.options.image_key or ", ".join(IMAGE_ENDINGS[:4])
@@ -102,7 +102,7 @@ class ShardSource(Source):
         if (counts > 1).any():
             example = self._keys[int(first[counts > 1].min())]
             self._problems.append(
-                f"{int((counts > 1).sum())} keys come more than once, in different shards, as {example}; all are used"
+                f"keys that come in several shards (all are used): {int((counts > 1).sum())}, as {example}"
             )
 
     def __len__(self) -> int:
@@ -166,7 +166,8 @@ class ShardSource(Source):
             return False
 
     def caption_fields(self) -> list[str]:
-        beside = [ending for ending in self._endings if ending not in (*IMAGE_ENDINGS, "json")]
+        known = {*self._image_endings(), *IMAGE_ENDINGS, "json", self.options.label_key or "cls"}
+        beside = [ending for ending in self._endings if ending not in known]
         metadata = np.flatnonzero(self._offset[_JSON] >= 0)
         keys: dict[str, None] = {}
         for i in metadata[spread(len(metadata), 100)]:

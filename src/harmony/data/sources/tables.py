@@ -59,6 +59,7 @@ class TableSource(Source):
             raise self._no_image_column()
         self._problems: list[str] = []
         self._embedded = EmbeddedImages(self._paths, image) if self._holds_images(image) else None
+        self._other = {image, label}
         wanted = [name for name in (None if self._embedded else image, self._caption, label) if name]
         table = self._read(list(dict.fromkeys(wanted)))
         self._captions = _flat(table.column(self._caption)) if self._caption else None
@@ -97,7 +98,7 @@ class TableSource(Source):
         for path in self._paths:
             table, damaged = read_columns(path, columns)
             if damaged:
-                self._problems.append(f"{path.name}: {damaged} damaged lines are left out")
+                self._problems.append(f"{path.name}: damaged lines (left out): {damaged}")
             parts.append(table)
         return pa.concat_tables(parts, promote_options="permissive")
 
@@ -113,7 +114,7 @@ class TableSource(Source):
         empty = pa.compute.index(encoded.dictionary, "").as_py()
         codes = np.where(codes == empty, -1, codes) if empty >= 0 else codes
         if (codes < 0).any():
-            self._problems.append(f"{int((codes < 0).sum())} rows name no image and are left out")
+            self._problems.append(f"rows that name no image (left out): {int((codes < 0).sum())}")
         order = np.argsort(codes, kind="stable")
         self._rows = order[int((codes < 0).sum()) :]
         # Codes count the paths in the order of their first rows, so sorting by them keeps that order.
@@ -176,7 +177,7 @@ class TableSource(Source):
         if self._labels is None:
             return None
         written = self._labels[row].as_py()
-        return None if written is None else label_of(written, self.class_names, key)
+        return label_of(written, self.class_names, key) if written else None
 
     def has_captions(self) -> bool:
         return self._captions is not None and any(words_of(value.as_py()) for value in self._captions)
@@ -185,7 +186,7 @@ class TableSource(Source):
         return self._labels is not None
 
     def caption_fields(self) -> list[str]:
-        return [f"column {name!r}" for name in self._columns]
+        return [f"column {name!r}" for name in self._columns if name not in self._other]
 
     def caption_place(self) -> str:
         return f"the column {self._caption!r}" if self._caption else f"the columns {', '.join(CAPTION_NAMES)}"

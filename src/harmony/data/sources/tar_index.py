@@ -90,7 +90,9 @@ def scan_tar(path: Path) -> TarIndex:
             problems.append(f"{path.name}: {error}; the {len(numbers)} samples before are used")
             damaged = True
     if duplicates:
-        problems.append(f"{path.name}: {len(duplicates)} files come twice (the first is used), as {duplicates[0]}")
+        problems.append(
+            f"{path.name}: files that come twice (the first is used): {len(duplicates)}, as {duplicates[0]}"
+        )
     keys = list(numbers)
     if damaged and _last_is_incomplete(rows, len(keys)):
         problems[0] = problems[0].replace(f"the {len(keys)} samples", f"the {len(keys) - 1} complete samples")

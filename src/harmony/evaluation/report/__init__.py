@@ -23,11 +23,11 @@ from harmony.training import checkpoints
 COLOURED, RECONSTRUCTED = 8, 6
 """Images with colour maps and with reconstructions."""
 
-PORTRAIT, THUMBNAIL = 192, 128
-"""Sides in px of the images beside colour maps, and among the retrievals."""
+THUMBNAIL = 128
+"""Side in px of the images among the retrievals."""
 
 
-def write(run_dir: Path | str) -> Path:
+def write_report(run_dir: Path | str) -> Path:
     """Write `run_dir`/report.html. A part that the run does not have is left out, or replaced by a sentence.
 
     Raises:
@@ -88,14 +88,15 @@ def _drawn(folder: Path, recipe: Recipe, checkpoint: Path | None) -> list[Sectio
     read = _read(source, spread(len(source), COLOURED), recipe, recipe.largest_view)
     if read.pixels is None:
         return [Section("features", "What the patches mean", note(f"No image of {source.uri} can be read."))]
-    pixels = teacher.normalise(read.pixels)
-    portraits = _read(source, read.indices, recipe, PORTRAIT).pixels
+    portraits = _read(source, read.indices, recipe, pictures.fine_size(teacher)).pixels
     assert portraits is not None
-    sections = [pictures.colour_section(list(portraits), pictures.patch_colours(teacher, pixels))]
+    colours = pictures.patch_colours(teacher, teacher.normalise(portraits))
+    sections = [pictures.colour_section(list(portraits), colours)]
     mae = _mae(recipe, student, checkpoint)
     if mae is not None:
-        masked, filled = pictures.reconstructions(student, mae, pixels[:RECONSTRUCTED])
-        sections.append(pictures.reconstruction_section(list(read.pixels[:RECONSTRUCTED]), masked, filled))
+        originals = read.pixels[:RECONSTRUCTED]
+        masked, filled = pictures.reconstructions(student, mae, student.normalise(originals))
+        sections.append(pictures.reconstruction_section(list(originals), masked, filled))
     return sections
 
 

@@ -150,7 +150,7 @@ class Plot:
         for tick in self.scale.ticks():
             y = f"{self.y(tick):.1f}"
             parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-            parts.append(tag("text", _tick(tick, self.scale.step, share), x=LEFT - 6, y=y, dy="0.32em", class_="left"))
+            parts.append(tag("text", _tick(tick, self.scale, share), x=LEFT - 6, y=y, dy="0.32em", class_="left"))
         for step, place in ((self.first, "start"), (self.last, "end")):
             label = f"step {number(step)}" if place == "start" else number(step)
             parts.append(tag("text", label, x=f"{self.x(step):.1f}", y=HEIGHT - 7, class_=place))
@@ -174,16 +174,18 @@ class Plot:
         return tag("path", d="M" + "L".join(points), class_=f"{kind} c{colour}")
 
 
-def _tick(value: float, step: float, share: bool) -> str:
-    """A tick's label with just the digits that tell it from its neighbours."""
-    if share:
-        value, step = 100 * value, 100 * step
-    if abs(value) < step * 1e-6:
-        return "0 %" if share else "0"
-    if abs(value) >= 1e5 or step < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+").replace(".0e", "e")
-    digits = next(d for d in range(5) if abs(step * 10**d - round(step * 10**d)) < 1e-6)
-    return f"{value:,.{digits}f}" + (" %" if share else "")
+def _tick(value: float, scale: Scale, share: bool) -> str:
+    """A tick's label, with just the digits that tell it from its neighbours."""
+    unit, behind = (0.01, " %") if share else (1.0, "")
+    top = max(abs(scale.low), abs(scale.high))
+    if not share and not 5e-3 <= top < 1e5:
+        power = math.floor(math.log10(top))
+        unit, behind = 10.0**power, f"e{power}"
+    if abs(value) < 1e-6 * scale.step:
+        return f"0{behind}" if share else "0"
+    step = scale.step / unit
+    digits = next(digits for digits in range(7) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6)
+    return f"{value / unit:,.{digits}f}{behind}"
 
 
 def bars(rows: Sequence[tuple[str, float | None, str]], chance: float | None = None) -> Html:

@@ -48,7 +48,7 @@ def signs(log: Log, recipe: Recipe) -> Section | None:
     known = list(SIGNS)
     charts = []
     for sign in sorted(by_sign, key=lambda name: known.index(name) if name in known else len(known)):
-        words, curves = SIGNS.get(sign, OTHER_SIGN), by_sign[sign]
+        words, curves = SIGNS.get(sign, OTHER_SIGN), dict(sorted(by_sign[sign].items()))
         marks = _even_guesses(curves, recipe) if sign == "target_entropy" else []
         charts.append(chart(words.title or _spaced(sign), words.says, _lines(curves, recipe), marks, share=words.share))
     if not charts:

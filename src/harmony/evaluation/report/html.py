@@ -79,7 +79,7 @@ def picture(source: str, alt: str, class_: str | None = None) -> Html:
 def percent(share: float) -> str:
     """A share as people read it: 84.3 %, 0.25 %."""
     value = 100 * share
-    return f"{value:.1f} %" if value >= 0.95 or value == 0 else f"{value:.2g} %"
+    return f"{value:.1f} %" if value >= 0.95 else f"{value:.2g} %"
 
 
 def number(value: float) -> str:

@@ -23,6 +23,9 @@ from harmony.schedules import Clock
 LARGEST = 224
 """Side in px above which images are made smaller for the page."""
 
+FINE = 24
+"""Patches a side that images are enlarged to for their colour maps, unless they have more."""
+
 GREY = 127
 """What removed patches are painted with."""
 
@@ -35,6 +38,11 @@ def data_uri(pixels: Tensor, side: int | None = None, quality: int = 85) -> str:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def fine_size(encoder: TowersEncoder) -> int:
+    """Side in px at which an image has enough patches for a colour map."""
+    return max(encoder.size, FINE * encoder.towers.image.patch)
 
 
 @torch.no_grad()
@@ -51,8 +59,9 @@ def patch_colours(encoder: TowersEncoder, pixels: Tensor) -> Tensor:
     Returns:
         (B, 3, S, S) uint8.
     """
-    features = encoder.towers.image.encode(pixels).patches.float()  # (B, N, D)
-    rows, columns = encoder.towers.image.grid(pixels.shape[-1])
+    tower = encoder.towers.image
+    features = tower.encode(pixels).patches.float()  # (B, N, D)
+    rows, columns = tower.grid(pixels.shape[-1])
     flat = features.flatten(0, 1).double()
     flat = flat - flat.mean(dim=0)
     directions = torch.linalg.eigh(flat.T @ flat)[1][:, -3:].flip(1)  # the last are the largest
@@ -106,7 +115,8 @@ def colour_section(originals: Sequence[Tensor], maps: Tensor) -> Section:
     ]
     lead = (
         "The teacher's patch features of these images, reduced to their first three principal components and shown as "
-        "red, green and blue. The components are common to all images: equal colours mean the same to the encoder."
+        "red, green and blue. The components are common to all images: equal colours mean the same to the encoder. "
+        "Images are enlarged for it, so that it sees more patches than in training and the maps are finer."
     )
     return Section("features", "What the patches mean", tag("div", *pairs, class_="pairs"), lead)
 

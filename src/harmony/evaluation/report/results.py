@@ -19,12 +19,11 @@ def results(metrics: Metrics) -> Section:
     """Headline metrics as cards, each beside its chance level, and all metrics in tables."""
     if not metrics:
         return Section("results", "Results", note("Nothing has been evaluated yet; `harmony evaluate` does it."))
-    cards = [
-        _card(task, name, numbers)
-        for task, numbers in metrics.items()
-        for name in HEADLINES.get(task, tuple(numbers)[:2])
-        if name in numbers
-    ]
+    most = 4 if len(metrics) == 1 else 2
+    cards = []
+    for task, numbers in metrics.items():
+        names = [name for name in HEADLINES.get(task, tuple(numbers)) if name in numbers]
+        cards += [_card(task, name, numbers) for name in names[:most]]
     tables = [tag("div", tag("h3", TASKS.get(task, task)), _all(numbers)) for task, numbers in metrics.items()]
     every = folded("All metrics", tag("div", *tables, class_="columns"))
     return Section("results", "Results", joined([tag("div", *cards, class_="cards"), every]))
@@ -40,13 +39,15 @@ def _card(task: str, name: str, numbers: Mapping[str, float]) -> Html:
     if chance is not None:
         fill, mark = tag("i", style=f"width:{100 * value:.2f}%"), tag("b", style=f"left:{100 * chance:.2f}%")
         parts.append(tag("span", fill, mark, class_="track"))
-        parts.append(tag("span", f"chance {percent(chance)}{_times(value, chance)}", class_="chance"))
+        parts.append(tag("span", _beside_chance(value, chance), class_="chance"))
     return tag("div", *parts, class_="card")
 
 
-def _times(value: float, chance: float) -> str:
+def _beside_chance(value: float, chance: float) -> str:
     ratio = value / chance if chance else 0
-    return f" · {ratio:,.0f} times that" if ratio >= 9.5 else f" · {ratio:.1f} times that" if ratio >= 1.05 else ""
+    if ratio < 1.05:
+        return f"chance is {percent(chance)}"
+    return f"{ratio:,.{0 if ratio >= 9.5 else 1}f} times the chance of {percent(chance)}"
 
 
 def _all(numbers: Mapping[str, float]) -> Html:

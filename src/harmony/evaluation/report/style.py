@@ -54,7 +54,7 @@ dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
 .note {
   color: var(--soft); background: var(--card); border: 1px dashed var(--line); border-radius: 12px; padding: 16px 20px;
 }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 16px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 14px; }
 .card {
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 18px 20px 16px;
   display: flex; flex-direction: column; font-size: 14px; color: var(--soft);
@@ -66,7 +66,7 @@ dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
 .card .track { margin: 14px 0 7px; }
 .card .chance { font-size: 13px; color: var(--faint); }
 .track { position: relative; display: block; height: 8px; border-radius: 4px; background: var(--grid); }
-.track i { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: var(--accent); min-width: 2px; }
+.track i { position: absolute; inset: 0 auto 0 0; border-radius: 4px; background: var(--accent); }
 .track b {
   position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); opacity: .55;
 }
@@ -103,6 +103,7 @@ figcaption { color: var(--soft); font-size: 13px; line-height: 1.45; margin-top:
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--faint); font-size: 10.5px; font-variant-numeric: tabular-nums; }
 svg .left, svg .end { text-anchor: end; }
+svg .marked { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; }
 .grid { stroke: var(--grid); stroke-width: 1; }
 .mark { stroke: var(--faint); stroke-width: 1; stroke-dasharray: 4 4; }
 .line, .raw { fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap: round; }

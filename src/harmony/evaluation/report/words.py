@@ -67,7 +67,7 @@ HEADLINES = {
         "image_to_text_recall@5",
     ),
 }
-"""The metrics shown as cards, where a task has them."""
+"""The metrics shown as cards, the most important first."""
 
 _METRICS = {
     "top1": "top-1 accuracy",

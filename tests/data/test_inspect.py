@@ -1,0 +1,158 @@
+"""What `harmony data inspect` and `harmony data index` find and say."""
+
+import io
+from pathlib import Path
+
+import pytest
+from data_files import pairs, png, write_images, write_pairs, write_tar, write_texts
+from PIL import Image
+from rich.console import Console
+
+from harmony.data import inspect
+from harmony.data.sheet import Picture, draw_sheet
+from harmony.data.sources import SourceOptions
+from harmony.errors import UserError
+
+
+def printed(uri: str, **settings: object) -> str:
+    stream = io.StringIO()
+    inspect.show(uri, console=Console(file=stream, width=100), **settings)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> str:
+    """Six pairs: one image is a web page, one is cut, one lacks its caption; sizes and captions differ."""
+    members = []
+    for name, data in pairs(6, captions=2):
+        if name == "00001.png":
+            data = b"<html>"
+        elif name == "00002.png":
+            data = data[:300]
+        elif name == "00003.png":
+            data = png(3, (80, 20))
+        if name not in ("00004.txt", "00004.json"):
+            members.append((name, data))
+    return f"shards:{write_tar(tmp_path / 'x.tar', [*members, ('readme.txt', b'x')])}"
+
+
+def test_everything_is_counted(mixed: str) -> None:
+    found = inspect.inspect(mixed)
+    assert (found.examples, found.looked_at) == (6, 6)
+    assert sorted(zip(found.widths, found.heights, strict=True)) == [(40, 32), (40, 32), (40, 32), (80, 20)]
+    assert found.file_sizes == [len(png(0)), len(png(3, (80, 20))), len(png(4)), len(png(5))]
+    assert found.captions_each == [2, 2, 0, 2]
+    assert found.words == [5] * 6
+    assert found.tokens == [7] * 6
+    assert [key for key, _ in found.bad] == ["00001", "00002"]
+    assert found.bad[0][1] == "is not an image (a web page)"
+    assert found.bad[1][1].startswith("is truncated")
+    assert found.problems == ["samples without an image (left out): 1"]
+    assert [picture.words for picture in found.pictures] == [
+        "caption 0 of picture 0",
+        "caption 0 of picture 3",
+        "00004",
+        "caption 0 of picture 5",
+    ]
+
+
+def test_what_is_printed_says_it(mixed: str) -> None:
+    text = " ".join(printed(mixed).split())
+    for expected in (
+        mixed,
+        "examples 6 ",
+        "good 4 of 6",
+        "width 40 to 80 px, median 40",
+        "height 20 to 32 px, median 32",
+        "captions 6; 0 to 2, median 2 an image; 1 without",
+        "words 5 ",
+        "tokens 7; 0 longer than 77",
+        "problem samples without an image (left out): 1",
+        "bad 1 x is not an image (a web page), as 00001",
+    ):
+        assert expected in text
+
+
+def test_classes_are_counted_by_name(tmp_path: Path) -> None:
+    write_images(tmp_path, ["dog/1.png", "dog/2.png", "cat/1.png"])
+    found = inspect.inspect(f"folder:{tmp_path}")
+    assert found.labels == {"cat": 1, "dog": 2}
+    assert [picture.words for picture in found.pictures] == ["cat", "dog", "dog"]
+    text = printed(f"folder:{tmp_path}")
+    assert "2: cat 1, dog 2" in text
+    assert "none; seen: only images" in text
+
+
+def test_a_part_of_large_data_is_looked_at(tmp_path: Path) -> None:
+    uri = write_pairs(tmp_path, 30)
+    found = inspect.inspect(uri, most=7)
+    assert (found.examples, found.looked_at, len(found.widths)) == (30, 7, 7)
+    assert "7, spread evenly" in printed(uri, most=7)
+    assert inspect.inspect(uri, most=None).looked_at == 30
+
+
+def test_data_that_is_bad_throughout_is_described_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    text = printed(f"folder:{tmp_path}", sheet=tmp_path / "sheet.png")
+    assert "good       0 of 1" in text
+    assert "bad        1 x is empty (0 bytes), as a" in text
+    assert Image.open(tmp_path / "sheet.png").size[0] > 100
+
+
+def test_fields_are_listed_when_the_key_is_wrong(mixed: str) -> None:
+    text = printed(mixed, options=SourceOptions(caption_key="title"))
+    assert "none; seen: .txt, json 'key', json 'captions'" in text
+
+
+def test_the_sheet_shows_the_images(tmp_path: Path) -> None:
+    for place, colour in enumerate(("red", "lime", "blue")):
+        Image.new("RGB", (30, 15), colour).save(tmp_path / f"{place}.png")
+    write_texts(tmp_path, {"0.txt": "a red one 日本 " * 30, "1.txt": "", "2.txt": "blue"})
+    sheet = tmp_path / "deep" / "sheet.png"
+    inspect.show(f"folder:{tmp_path}?image_key=png", sheet, console=Console(file=io.StringIO()))
+    drawn = Image.open(sheet)
+    colours = {colour for _, colour in drawn.getcolors(10**6)}
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)} <= colours
+    assert min(colours, key=sum) < (60, 60, 60)  # words are black
+    assert [path.name for path in sheet.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_sheet_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    picture = Picture(inspect.thumbnail(inspect.decode(png(0))), "words")
+    with pytest.raises(UserError, match="the sheet cannot be written to"):
+        draw_sheet([picture], tmp_path / "file" / "sheet.png")
+
+
+def test_indexing_builds_the_index_of_every_shard(tmp_path: Path) -> None:
+    uri = write_pairs(tmp_path, 9, shards=3)
+    stream = io.StringIO()
+    done = inspect.show_index(uri, Console(file=stream, width=300))
+    assert (done.shards, done.examples, done.problems) == (3, 9, [])
+    assert done.place == tmp_path / "part-00000.tar.index.npz"
+    assert len(list(tmp_path.glob("*.index.npz"))) == 3
+    assert "3 shards with 9 examples are indexed" in stream.getvalue()
+
+
+def test_indexing_tells_what_is_damaged(tmp_path: Path) -> None:
+    uri = write_pairs(tmp_path, 4)
+    shard = tmp_path / "part-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-12_000])
+    stream = io.StringIO()
+    inspect.show_index(uri, Console(file=stream, width=300))
+    assert "part-00000.tar: it is cut off at byte" in stream.getvalue()
+
+
+def test_other_data_needs_no_index(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png"])
+    stream = io.StringIO()
+    done = inspect.show_index(f"folder:{tmp_path}", Console(file=stream, width=300))
+    assert (done.shards, done.examples, done.place) == (0, 1, None)
+    assert "needs no index" in stream.getvalue()
+
+
+def test_scenes_can_be_looked_at() -> None:
+    found = inspect.inspect("scenes:val?count=5&size=32")
+    assert (found.examples, len(found.widths), found.bad) == (5, 5, [])
+    assert found.file_sizes == []
+    assert sum(found.labels.values()) == 5
