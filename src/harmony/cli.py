@@ -193,7 +193,9 @@ def cost(
     from harmony.training.cost import cost_of
     from harmony.training.cost_tables import tables
 
-    Console(highlight=False).print(tables(cost_of(resolved, caption_tokens, processes)))
+    with Console(stderr=True).status("rehearsing a step ..."):
+        counted = cost_of(resolved, caption_tokens, processes)
+    Console(highlight=False).print(tables(counted))
 
 
 @data.command("inspect")

@@ -122,6 +122,12 @@ def test_things_lie_apart_and_inside(split: SplitName, i: int) -> None:
         assert thing.radius <= drawn.things[0].radius
 
 
+def test_the_smallest_pictures_still_show_every_thing() -> None:
+    for i in range(300):
+        picture = paint(scene(0, "train", i), 16)
+        assert all((picture.mask == label + 1).sum() >= 3 for label in picture.labels)
+
+
 def check_boxes(picture: Picture) -> None:
     """No thing hides another, the mask holds just their classes, and each box is the tight one."""
     assert set(np.unique(picture.mask)) == {0} | {int(label) + 1 for label in picture.labels}

@@ -4,35 +4,17 @@ import io
 from functools import cache
 
 import pytest
-import torch
 from rich.console import Console
+from steps import real_batch, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harmony import recipe as recipes
-from harmony.chance import Chance
-from harmony.data.batch import Batch
-from harmony.data.masks import PatchSampler
 from harmony.errors import UserError
-from harmony.recipe import Recipe
 from harmony.schedules import Clock
 from harmony.training.cost import Cost, Pass, cost_of
 from harmony.training.cost_tables import tables
-from harmony.training.learner import Learner, build_learner
-
-TINY = (
-    "model.image.depth=2",
-    "model.image.width=32",
-    "model.image.heads=2",
-    "model.text={width: 32, layers: 2, heads: 2, context: 16}",
-    "views.global.size=32",
-    "views.local={count: 2, size: 16}",
-    "data.batch_size=4",
-)
-
-
-def tiny(*overrides: str) -> Recipe:
-    return recipes.resolve("quickstart", [*TINY, *overrides])
+from harmony.training.learner import build_learner
 
 
 @cache
@@ -105,26 +87,6 @@ def test_parameters_of_vit_base() -> None:
     assert cost.slow == towers_and_heads
 
 
-def real_batch(recipe: Recipe, learner: Learner, caption_tokens: int) -> Batch:
-    """A batch as the loader would make it, of random pixels."""
-    examples = recipe.data.batch_size
-    chance = Chance.of_examples(recipe.train.seed, 0, torch.arange(examples))
-    captions = torch.full((examples, caption_tokens), 300)
-    captions[:, 0], captions[:, -1] = 49406, 49407
-    batch = Batch([str(i) for i in range(examples)], chance, captions={"caption": captions})
-    for name, view in recipe.views.items():
-        batch.images[name] = torch.randn(view.count, examples, 3, view.size, view.size)
-    clock = Clock(0, 1000, 100)
-    for name, sampler in learner.masks().items():
-        if isinstance(sampler, PatchSampler):
-            view = recipe.views[sampler.view]
-            grid = learner.student.image.grid(view.size)
-            batch.masks[name] = sampler.draw(name, chance, view.count, grid, clock)
-        else:
-            batch.masks[name] = sampler.draw(name, chance, captions, clock)
-    return batch
-
-
 @pytest.mark.parametrize("backward", ["sequential", "joint"])
 def test_parts_add_up_to_a_real_step(backward: str) -> None:
     recipe = tiny(f"efficiency.backward={backward}")
@@ -136,50 +98,6 @@ def test_parts_add_up_to_a_real_step(backward: str) -> None:
     counted = cost_of(recipe, caption_tokens=12)
     assert counted.flops * len(batch) == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert sum(counted.flops_of(name) for name in counted.heads) == pytest.approx(counted.flops, rel=1e-9)
-
-
-def test_memory_holds_what_a_real_step_keeps_for_backward() -> None:
-    recipe = tiny("data.batch_size=16")
-    learner = build_learner(recipe)
-    batch = real_batch(recipe, learner, caption_tokens=12)
-    own = {tensor.untyped_storage().data_ptr() for tensor in learner.state_dict().values()}
-    kept: dict[tuple[str, ...], int] = {}
-    groups = learner.losses_by_group(batch, Clock(0, 1000, 100))
-    while True:
-        saved: dict[int, torch.Tensor] = {}
-
-        def keep(tensor: torch.Tensor, saved: dict[int, torch.Tensor] = saved) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in own:
-                saved[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            group = next(groups, None)
-        if group is None:
-            break
-        kept[group.objectives] = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-        group.total().backward()
-    memory = cost_of(recipe, caption_tokens=12).memory
-    assert set(memory.groups) == set(kept)
-    gradients = sum(p.nbytes for p in learner.parameters() if p.requires_grad)
-    for name, counted in memory.groups.items():
-        assert kept[name] <= counted <= 2 * kept[name] + 2 * gradients
-    assert memory.weights == sum(tensor.nbytes for tensor in learner.state_dict().values())
-
-
-def fullest(*overrides: str) -> int:
-    recipe = tiny(
-        "data.batch_size=64", "model.image.depth=6", "model.image.width=64", "views.global.size=64", *overrides
-    )
-    return max(cost_of(recipe, caption_tokens=12).memory.groups.values())
-
-
-def test_what_should_save_memory_does() -> None:
-    plain = fullest("efficiency.backward=sequential")
-    assert fullest("efficiency.backward=joint") > plain
-    assert fullest("efficiency.checkpointing=blocks") < 0.9 * plain
-    assert fullest("train.precision=bf16") < 0.9 * plain
-    assert fullest("train.accumulate=4") < plain
 
 
 def test_an_objective_left_out_costs_nothing() -> None:

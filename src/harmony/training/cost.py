@@ -1,41 +1,30 @@
 """What a recipe costs, counted before anything is trained.
 
-The recipe's own learner makes its own step, on tensors that have shapes but no contents, so nothing is estimated by
-formula. Floating-point operations are what PyTorch's FlopCounterMode sees: a multiply-add is two, and what a kernel
-computes again in backward to save memory does not count. Memory is what is alive at the fullest moment; the workspace
-of kernels, the fragments between allocations, and what the driver keeps (about 1 GB on a GPU) come on top.
+The recipe's own learner makes its own step on tensors without contents, so nothing is estimated by formula.
+Floating-point operations are what PyTorch's FlopCounterMode sees: a multiply-add is two, and what a kernel computes
+again in backward to save memory does not count.
 """
 
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from harmony.chance import Chance
 from harmony.data.batch import Batch
-from harmony.data.masks import PatchSampler
-from harmony.errors import UserError
 from harmony.models.encodings import ImageEncoding, TextEncoding
-from harmony.models.text import VOCABULARY
 from harmony.objectives.base import Encoded, ImageRequest, Objective, Request
 from harmony.recipe import Recipe
-from harmony.schedules import At, Clock
-from harmony.training.learner import Learner, build_learner
+from harmony.schedules import At
+from harmony.training.learner import Learner
+from harmony.training.memory import Memory, memory_of
 from harmony.training.plan import Passes, encode
+from harmony.training.rehearsal import CLOCK, rehearse
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Result = TypeVar("Result")
-
-_CLOCK = Clock(step=0, steps=1000, epoch_steps=100)
 
 
 @dataclass(frozen=True)
@@ -55,26 +44,6 @@ class Pass:
     asked_by: tuple[str, ...]
     tokens: float
     flops: float
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process at the fullest moment of a step.
-
-    Attributes:
-        weights: student, teacher and heads, in fp32.
-        optimiser: AdamW's two running means.
-        groups: for each group of objectives, what else is alive at its fullest moment: activations, gradients so far,
-            working copies of weights, the batch.
-    """
-
-    weights: int
-    optimiser: int
-    groups: dict[tuple[str, ...], int]
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.optimiser + max(self.groups.values())
 
 
 @dataclass(frozen=True)
@@ -125,62 +94,21 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
     Raises:
         UserError: something in the recipe does not fit together.
     """
-    parts = processes * recipe.train.accumulate
-    if recipe.data.batch_size % parts:
-        raise UserError(
-            f"data.batch_size {recipe.data.batch_size} cannot be spread over {processes} processes with "
-            f"train.accumulate {recipe.train.accumulate}; make it a multiple of {parts}"
-        )
-    learner, examples = _empty_learner(recipe), recipe.data.batch_size // parts
-    batch = _batch(recipe, learner, examples, caption_tokens)
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        learner.to_empty(device="cpu")
-        batch = batch.map(fake.from_tensor)
-        batch.images = {name: torch.empty(v.count, examples, 3, v.size, v.size) for name, v in recipe.views.items()}
-        groups = dict(_fullest_moments(learner, batch, _DTYPES[recipe.train.precision]))
+    rehearsal = rehearse(recipe, caption_tokens, processes)
+    learner, batch = rehearsal.learner, rehearsal.batch
+    with rehearsal.mode:
         passes, heads = list(_passes(learner, batch)), dict(_heads(learner, batch))
-    trained = {part: sum(p.numel() for p in parameters) for part, parameters in learner.parts().items()}
     return Cost(
         name=recipe.name,
-        examples=examples,
+        examples=len(batch),
         caption_tokens=next((tokens.shape[1] for tokens in batch.captions.values()), 0),
         precision=recipe.train.precision,
-        trained=trained,
+        trained={part: sum(p.numel() for p in parameters) for part, parameters in learner.parts().items()},
         slow=sum(p.numel() for p in learner.parameters() if not p.requires_grad),
         passes=passes,
         heads=heads,
-        memory=Memory(
-            weights=sum(tensor.nbytes for tensor in learner.state_dict().values()),
-            optimiser=2 * 4 * sum(trained.values()),
-            groups=groups,
-        ),
+        memory=memory_of(recipe, caption_tokens, processes),
     )
-
-
-def _empty_learner(recipe: Recipe) -> Learner:
-    """The recipe's learner without memory for its weights."""
-    model = recipe.model.model_copy(update={"init": None})
-    efficiency = recipe.efficiency.model_copy(update={"compile": False})
-    with torch.device("meta"):
-        return build_learner(recipe.model_copy(update={"model": model, "efficiency": efficiency}))
-
-
-def _batch(recipe: Recipe, learner: Learner, examples: int, caption_tokens: int) -> Batch:
-    """A batch with everything but pixels: captions of one length, and masks as the recipe draws them."""
-    chance = Chance.of_examples(recipe.train.seed, 0, torch.arange(examples))
-    batch = Batch([str(number) for number in range(examples)], chance)
-    if recipe.model.text is not None:
-        words = max(1, min(caption_tokens, recipe.model.text.context) - 2)
-        begin, end = torch.full((examples, 1), VOCABULARY - 2), torch.full((examples, 1), VOCABULARY - 1)
-        batch.captions = {"caption": torch.cat([begin, torch.full((examples, words), 1), end], dim=1)}
-    for name, sampler in learner.masks().items():
-        if isinstance(sampler, PatchSampler):
-            view = recipe.views[sampler.view]
-            grid = learner.student.image.grid(view.size)
-            batch.masks[name] = sampler.draw(name, chance, view.count, grid, _CLOCK)
-        else:
-            batch.masks[name] = sampler.draw(name, chance, batch.captions[sampler.stream], _CLOCK)
-    return batch
 
 
 def _active(learner: Learner) -> list[str]:
@@ -236,7 +164,7 @@ def _heads(learner: Learner, batch: Batch) -> Iterator[tuple[str, float]]:
 
 
 def _differentiate(objective: Objective, batch: Batch, encoded: Encoded) -> None:
-    losses = objective(batch, encoded, At(objective.config, _CLOCK))
+    losses = objective(batch, encoded, At(objective.config, CLOCK))
     torch.stack(list(losses.values())).sum().backward()
 
 
@@ -249,52 +177,3 @@ def _counted(run: Callable[[], Result]) -> tuple[Result, int]:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         result = run()
     return result, counter.get_total_flops()
-
-
-def _fullest_moments(learner: Learner, batch: Batch, dtype: torch.dtype) -> Iterator[tuple[tuple[str, ...], int]]:
-    """For each group, the bytes alive at its fullest moment, weights apart, in a step as the trainer makes it."""
-    learner.zero_grad(set_to_none=True)
-    with _Alive([*learner.state_dict().values()]) as alive:
-        batch = batch.map(torch.clone)
-        groups = learner.losses_by_group(batch, _CLOCK)
-        while True:
-            alive.most = alive.now
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                group = next(groups, None)
-            if group is None:
-                return
-            group.total().backward()
-            yield group.objectives, alive.most
-
-
-class _Alive(TorchDispatchMode):
-    """Follows how many bytes of tensors are alive, those given apart.
-
-    Attributes:
-        now, most: bytes at this moment, and at the fullest since `most` was last set.
-    """
-
-    def __init__(self, apart: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in apart}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note the storages it made."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-
-    def _forget(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.now -= size

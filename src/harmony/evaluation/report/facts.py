@@ -23,7 +23,7 @@ def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], weights:
         ("length", _length(log, state)),
         ("batch", f"{recipe.data.batch_size:,} pairs"),
         ("precision", recipe.train.precision),
-        ("training time", _time(log)),
+        ("training", _time(log)),
     ]
     items = [tag("div", tag("dt", term), tag("dd", value)) for term, value in facts if value]
     chips = [
@@ -112,8 +112,10 @@ def _length(log: Log, state: Mapping[str, Any]) -> str:
 
 
 def _time(log: Log) -> str:
-    seconds = log.training_seconds()
-    return spoken(seconds) if seconds else ""
+    seconds, examples, memory = log.training_seconds(), log.last("examples"), log.last("memory_gib")
+    if not seconds or not examples:
+        return ""
+    return f"{spoken(seconds)} at {examples / seconds:,.3g} pairs a second" + (f", {memory:.3g} GiB" if memory else "")
 
 
 def read_state(checkpoint: Path | None) -> dict[str, Any]:

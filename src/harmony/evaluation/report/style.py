@@ -112,11 +112,13 @@ svg .marked { paint-order: stroke; stroke: var(--card); stroke-width: 3px; strok
 .dot { fill: currentColor; }
 .cursor { stroke: var(--faint); stroke-width: 1; }
 .tip {
-  position: absolute; z-index: 3; pointer-events: none; background: var(--ink); color: var(--page); border-radius: 8px;
-  padding: 6px 10px; font-size: 12.5px; line-height: 1.45; font-variant-numeric: tabular-nums; white-space: nowrap;
+  position: absolute; z-index: 3; pointer-events: none; background: var(--ink); color: var(--page); border-radius: 10px;
+  padding: 7px 12px; font-size: 12.5px; line-height: 1.5; font-variant-numeric: tabular-nums; white-space: nowrap;
+  display: grid; grid-template-columns: auto auto auto; column-gap: 8px; align-items: center;
 }
-.tip b { font-weight: 500; opacity: .7; }
-.tip b, .tip span { display: block; }
+.tip em { grid-column: 1 / -1; font-style: normal; opacity: .7; }
+.tip i { width: 10px; height: 3px; border-radius: 2px; background: currentColor; }
+.tip b { font-weight: 600; text-align: right; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); }
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .c6 { color: var(--c6); } .c7 { color: var(--c7); } .c8 { color: var(--c8); }
@@ -193,15 +195,18 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       shown.push(drawn("circle", { cx: point[2], cy: point[3], r: 3.5, class: "dot c" + line.colour }));
     }
     svg.append(...shown);
-    const rows = found.map(([line, point]) => {
-      const name = lines.length > 1 ? line.name + "  " : "";
-      return node("span", {}, [name + round(point[1], share)]);
-    });
-    const tip = node("div", { className: "tip" }, [node("b", {}, ["step " + round(Math.round(step), false)]), ...rows]);
+    const cells = found.flatMap(([line, point]) => [
+      node("i", { className: "c" + line.colour }, []),
+      node("span", {}, [line.name]),
+      node("b", {}, [round(point[1], share)]),
+    ]);
+    const when = node("em", {}, ["step " + round(Math.round(step), false)]);
+    const tip = node("div", { className: "tip" }, [when, ...cells]);
     figure.append(tip);
     shown.push(tip);
-    tip.style.left = Math.min(event.clientX - outer.left + 14, outer.width - tip.offsetWidth - 8) + "px";
-    tip.style.top = Math.max(4, event.clientY - outer.top - tip.offsetHeight - 12) + "px";
+    const left = event.clientX - outer.left - tip.offsetWidth / 2;
+    tip.style.left = Math.max(6, Math.min(left, outer.width - tip.offsetWidth - 6)) + "px";
+    tip.style.top = box.bottom - outer.top + "px";  // below the curves, so that it hides none of them
   });
   svg.addEventListener("pointerleave", clear);
 }
