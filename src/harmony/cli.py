@@ -174,7 +174,14 @@ def recipes(
     from harmony.recipe import resolve
     from harmony.recipe_text import explained
 
-    _show_yaml(explained(resolve(name, overrides or [])))
+    console = Console()
+    text = explained(resolve(name, overrides or []), min(120, console.width) if console.is_terminal else 120)
+    if not console.is_terminal:
+        sys.stdout.write(text)
+        return
+    from rich.syntax import Syntax
+
+    console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default", word_wrap=True))
 
 
 @app.command(rich_help_panel=_LOOKING)
@@ -251,16 +258,6 @@ def _list_recipes() -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print("[dim]`harmony recipes NAME` shows one with every setting explained.[/]")
-
-
-def _show_yaml(text: str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        sys.stdout.write(text)
-        return
-    from rich.syntax import Syntax
-
-    console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default"))
 
 
 def _show_metrics(task: str, metrics: Mapping[str, float]) -> None:

@@ -11,15 +11,15 @@ from harmony.recipe import Recipe
 from harmony.recipe_files import is_schedule
 
 _COLUMN = 52
-_WIDTH = 120
+"""Where the explanations begin."""
 
 
-def explained(recipe: Recipe) -> str:
-    """YAML text that loads to an equal recipe, with what each setting means as comments."""
-    return "\n".join(_lines(recipe, recipe.to_dict(), indent=0)) + "\n"
+def explained(recipe: Recipe, width: int = 120) -> str:
+    """YAML text that loads to an equal recipe, with what each setting means as comments, about `width` columns wide."""
+    return "\n".join(line for line in _lines(recipe, recipe.to_dict(), 0, width)) + "\n"
 
 
-def _lines(owner: Any, values: dict[str, Any], indent: int) -> Iterator[str]:
+def _lines(owner: Any, values: dict[str, Any], indent: int, width: int) -> Iterator[str]:
     """The lines of one section; `values` is what its settings object, or mapping of such, is written as."""
     for key, value in values.items():
         inner = getattr(owner, key) if isinstance(owner, BaseModel) else owner[key]
@@ -29,16 +29,16 @@ def _lines(owner: Any, values: dict[str, Any], indent: int) -> Iterator[str]:
         if key in ("name", "description", "needs") and indent == 0:
             yield recipe_files.written_in_line({key: value})
         elif isinstance(value, dict) and value and not is_schedule(value):
-            yield from _beside(f"{' ' * indent}{key}:", meaning)
-            yield from _lines(inner, value, indent + 2)
+            yield from _beside(f"{' ' * indent}{key}:", meaning, width)
+            yield from _lines(inner, value, indent + 2, width)
         else:
-            yield from _beside(" " * indent + recipe_files.written_in_line({key: value}), meaning)
+            yield from _beside(" " * indent + recipe_files.written_in_line({key: value}), meaning, width)
 
 
-def _beside(setting: str, meaning: str | None) -> Iterator[str]:
+def _beside(setting: str, meaning: str | None, width: int) -> Iterator[str]:
     """The setting with its meaning behind it, going on below where it is long."""
-    column = max(_COLUMN, len(setting) + 2)
-    told = textwrap.wrap(meaning or "", max(_WIDTH - column - 2, 40))
+    column = max(min(_COLUMN, width // 2), len(setting) + 2)
+    told = textwrap.wrap(meaning or "", max(width - column - 2, 24))
     yield f"{setting.ljust(column)}# {told[0]}" if told else setting
     for rest in told[1:]:
         yield f"{' ' * column}# {rest}"

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from itertools import islice, pairwise
@@ -200,13 +202,11 @@ def test_the_order_of_the_source_can_be_kept(uri: str) -> None:
 
 
 def test_an_example_meets_other_chances_each_epoch(uri: str) -> None:
-    boxes: dict[str, list[Tensor]] = {}
+    drawn: dict[str, list[Tensor]] = {}
     for batch in loader(uri, batch_size=20, steps=3, masks={}, augment="device").batches():
         for b, key in enumerate(batch.keys):
-            boxes.setdefault(key, []).append(batch.boxes["global"][:, b])
-    assert all(
-        not torch.equal(one, other) for drawn in boxes.values() for one, other in zip(drawn, drawn[1:], strict=False)
-    )
+            drawn.setdefault(key, []).append(batch.boxes["global"][:, b])
+    assert all(not torch.equal(one, other) for boxes in drawn.values() for one, other in pairwise(boxes))
 
 
 def joined(batches: list[Batch]) -> dict[str, Any]:
@@ -434,9 +434,8 @@ def test_workers_ignore_the_signals_that_the_trainer_handles(uri: str) -> None:
     workers = set(active_children()) - before
     assert len(workers) == 2
     for worker in workers:
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGINT)
-        os.kill(worker.pid, signal.SIGTERM)
+        for name in ("INT", "TERM"):  # as they come from a terminal or a scheduler: not from the parent
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     made += batches
     for one, other in zip(expected, made, strict=True):
         assert_equal(one, other)
@@ -452,6 +451,25 @@ def test_workers_end_when_the_batches_are_closed(uri: str) -> None:
     for worker in workers:
         worker.join(30)
         assert not worker.is_alive()
+
+
+@pytest.mark.parametrize(("end", "status"), [("raise KeyError('a failure')", 1), ("pass", 0)])
+def test_a_process_that_ends_with_batches_open_takes_its_workers_along(uri: str, end: str, status: int) -> None:
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from multiprocessing import active_children
+from test_loader import loader
+batches = loader({uri!r}, steps=1000, workers=2).batches()
+next(batches)
+print(*(worker.pid for worker in active_children()), flush=True)
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == status
+    pids = ended.stdout.split()
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SECTIONS = [
     "Captions and what they find",
     "Class by class",
     "Optimisation",
-    "Speed",
+    "Cost and speed",
     "Recipe",
 ]
 
@@ -119,16 +119,17 @@ def test_retrievals_show_five_images_and_outline_the_right_one(copied):
 
 
 def test_every_class_has_a_bar(copied):
-    assert len(report_of(copied).of_class("bar")) == 64
+    objectives = len(copied.recipe.objectives)  # these have bars too, of what they cost
+    assert len(report_of(copied).of_class("bar")) == 64 + objectives
 
 
 @pytest.mark.parametrize(
     ("missing", "sections"),
     [
-        (["log.jsonl"], [s for s in SECTIONS if s not in ("Signs of health", "Optimisation", "Speed")]),
+        (["log.jsonl"], [s for s in SECTIONS if s not in ("Signs of health", "Optimisation")]),
         (["metrics.json", "evaluation"], [s for s in SECTIONS if s not in SECTIONS[5:7]]),
         (["checkpoints"], [s for s in SECTIONS if s not in SECTIONS[3:5]]),
-        (["log.jsonl", "metrics.json", "evaluation", "checkpoints"], ["Results", "Losses", "Recipe"]),
+        (["log.jsonl", "metrics.json", "evaluation", "checkpoints"], ["Results", "Losses", "Cost and speed", "Recipe"]),
     ],
 )
 def test_what_is_missing_is_left_out(copied, missing, sections):

@@ -223,3 +223,10 @@ def test_reconstructions_are_those_of_the_objective(run):
 def test_ticks_tell_each_other_apart(values, share, labels):
     scale = Scale.around(values)
     assert [_tick(tick, scale, share) for tick in scale.ticks()] == labels
+
+
+def test_the_label_of_a_mark_stands_where_no_curve_runs():
+    steps = [float(i) for i in range(100)]
+    falling, rising = Curve(steps, [10 - s / 11 for s in steps]), Curve(steps, [1 + s / 11 for s in steps])
+    assert 'class="start marked"' in chart("loss", "", [Line("loss", falling)], [Mark(1.2, "clipped above")])
+    assert 'class="end marked"' in chart("loss", "", [Line("loss", rising)], [Mark(1.2, "clipped above")])

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -74,13 +75,26 @@ def start_worker(number: int) -> None:
     """Set up worker `number`: one thread, quiet about odd files, deaf to the signals that the training process handles.
 
     Ctrl-C and a scheduler's SIGTERM reach all processes of a group. The training process decides what follows (it may
-    want more batches before it saves), and its workers end when it closes them or dies.
+    want more batches before it saves), so a worker heeds SIGTERM from that process alone.
     """
     torch.set_num_threads(1)
     # A forked worker inherits whether garbage is collected, and collecting what it inherited would copy all of it.
     gc.freeze()
     gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where SIGTERM keeps its usual effect
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed_parent, daemon=True).start()
+
+
+def _heed_parent() -> None:
+    """End this process when its parent says so.
+
+    A parent that fails with batches still open terminates its workers and waits for them; one that ignored SIGTERM
+    altogether would keep it waiting for ever.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

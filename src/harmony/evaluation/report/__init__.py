@@ -59,7 +59,7 @@ def _page(folder: Path) -> str:
         shown.retrievals(retrieval, _thumbnails(recipe, retrieval)),
         shown.classes(zero_shot, metrics.get("zero_shot", {})),
         curves.optimisation(log, recipe),
-        curves.speed(log),
+        curves.speed(log, recipe),
         facts.whole_recipe(recipe, state, _count_lines(folder / "bad_examples.jsonl")),
     ]
     head = facts.head(

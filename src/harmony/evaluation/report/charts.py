@@ -12,6 +12,9 @@ WIDTH, HEIGHT = 264, 168
 LEFT, RIGHT, TOP, BOTTOM = 36, 6, 8, 24
 """The picture and its margins, in px of a chart shown at its natural size."""
 
+LETTER = 5.6
+"""Width of a letter of a label, about."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -47,13 +50,13 @@ def chart(
     values = [value for _, raw, mean in drawn for value in (*raw.values, *(mean.values if mean else ()))]
     scale = Scale.around(values, [mark.value for mark in marks])
     first, last = min(line.curve.steps[0] for line in lines), max(line.curve.steps[-1] for line in lines)
-    plot = Plot(scale, first, last)
+    plot, curves = Plot(scale, first, last), [curve for _, raw, mean in drawn for curve in (raw, mean) if curve]
     body = joined(
         [
             *plot.grid(share),
-            *(plot.mark(mark) for mark in marks if scale.low <= mark.value <= scale.high),
             *(plot.path(raw, line.colour, "raw" if mean else "line") for line, raw, mean in drawn),
             *(plot.path(mean, line.colour, "line") for line, _, mean in drawn if mean),
+            *(plot.mark(mark, curves) for mark in marks if scale.low <= mark.value <= scale.high),
         ]
     )
     image = tag(
@@ -156,15 +159,21 @@ class Plot:
             parts.append(tag("text", label, x=f"{self.x(step):.1f}", y=HEIGHT - 7, class_=place))
         return parts
 
-    def mark(self, mark: Mark) -> Html:
+    def mark(self, mark: Mark, curves: Sequence[Curve]) -> Html:
+        """A dashed line and its label, which stands where no curve runs, if there is such a place."""
         y = self.y(mark.value)
-        above = y - 5 if y > TOP + 16 else y + 12
-        return joined(
-            [
-                tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="mark"),
-                tag("text", mark.label, x=WIDTH - RIGHT, y=f"{above:.1f}", class_="end marked"),
-            ]
-        )
+        line = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}", class_="mark")
+        points = [(self.x(s), self.y(v)) for curve in curves for s, v in zip(curve.steps, curve.values, strict=True)]
+        width = LETTER * len(mark.label)
+        places = [
+            (x, baseline, side)
+            for baseline in (y - 5, y + 12)
+            for x, side in ((WIDTH - RIGHT - width, "end"), (LEFT + 4.0, "start"))
+            if TOP + 8 < baseline < HEIGHT - BOTTOM
+        ]
+        x, baseline, side = min(places, key=lambda place: _covered(place[0], place[1], width, points))
+        edge = x + width if side == "end" else x
+        return joined([line, tag("text", mark.label, x=f"{edge:.1f}", y=f"{baseline:.1f}", class_=f"{side} marked")])
 
     def path(self, curve: Curve, colour: int, kind: str) -> Html:
         points = [f"{self.x(s):.1f} {self.y(v):.1f}" for s, v in zip(curve.steps, curve.values, strict=True)]
@@ -172,6 +181,11 @@ class Plot:
             x, y = points[0].split()
             return tag("circle", cx=x, cy=y, r=3, class_=f"dot c{colour}")
         return tag("path", d="M" + "L".join(points), class_=f"{kind} c{colour}")
+
+
+def _covered(left: float, baseline: float, width: float, points: Sequence[tuple[float, float]]) -> int:
+    """How many points lie behind a label."""
+    return sum(left - 6 < x < left + width + 6 and baseline - 12 < y < baseline + 5 for x, y in points)
 
 
 def _tick(value: float, scale: Scale, share: bool) -> str:

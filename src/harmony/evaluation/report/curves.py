@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harmony.evaluation.report.charts import Line, Mark, chart
-from harmony.evaluation.report.html import Html, Section, note, tag
+from harmony.evaluation.report.html import Html, Section, note, operations, tag
 from harmony.evaluation.report.log import Curve, Log
 from harmony.evaluation.report.words import LOSSES, OTHER_SIGN, SIGNS
 from harmony.recipe import Recipe
+from harmony.training.cost import cost_of
 
 _COLOURS = (1, 2, 3, 5, 6, 7, 8, 4)
 _NEUTRAL = 0
@@ -98,9 +99,9 @@ def _gradients(log: Log, recipe: Recipe) -> list[Html]:
     return charts
 
 
-def speed(log: Log) -> Section | None:
-    """Throughput, waiting for data and memory."""
-    charts = []
+def speed(log: Log, recipe: Recipe) -> Section:
+    """What a pair costs, throughput, waiting for data and memory."""
+    charts = [_operations(recipe)]
     for key, title, says, share in (
         ("examples_per_second", "pairs a second", "Training throughput over all processes.", False),
         ("data_wait", "waiting for data", "Share of the time the model stood still for the loader to catch up.", True),
@@ -108,7 +109,28 @@ def speed(log: Log) -> Section | None:
     ):
         if curve := log.curve(key):
             charts.append(chart(title, says, [Line(title, curve, _NEUTRAL)], share=share, smooth=key != "memory_gib"))
-    return Section("speed", "Speed", _grid(charts)) if charts else None
+    return Section("speed", "Cost and speed", _grid(charts))
+
+
+def _operations(recipe: Recipe) -> Html:
+    """Floating-point operations of a training step, for each objective; passes that several share are split evenly."""
+    few = recipe.data.model_copy(update={"batch_size": 2 * recipe.train.accumulate})
+    cost, colour = cost_of(recipe.model_copy(update={"data": few})), _colours(recipe)
+    rows = [(_spaced(name), cost.flops_of(name), colour.get(name, 1)) for name in cost.heads]
+    says = "What training on one pair takes, forward and backward; passes that serve several are split evenly."
+    largest = max(flops for _, flops, _ in rows)
+    drawn = [
+        tag(
+            "div",
+            tag("span", name, class_="label"),
+            tag("span", tag("i", class_=f"c{colour}", style=f"width:{100 * flops / largest:.1f}%"), class_="track"),
+            tag("span", operations(flops), class_="value"),
+            class_="bar",
+        )
+        for name, flops, colour in rows
+    ]
+    head = tag("div", tag("h3", "cost of a pair"), tag("span", operations(cost.flops), class_="now"), class_="head")
+    return tag("figure", head, tag("div", *drawn, class_="bars"), tag("figcaption", says), class_="chart")
 
 
 def _grid(charts: Sequence[Html]) -> Html:

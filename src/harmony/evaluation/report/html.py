@@ -82,6 +82,14 @@ def percent(share: float) -> str:
     return f"{value:.1f} %" if value >= 0.95 else f"{value:.2g} %"
 
 
+def operations(count: float) -> str:
+    """A number of floating-point operations: 3.26 GFLOP."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}FLOP"
+    return f"{count:,.0f} FLOP"
+
+
 def number(value: float) -> str:
     """A number in few characters: 12,345; 3.142; 0.00042."""
     if value == 0:

@@ -143,6 +143,10 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .all .bar { break-inside: avoid; margin-bottom: 7px; }
 .confusions { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 28px 48px; }
 .confusions { margin-top: 36px; align-items: start; }
+/* bars within a card */
+.chart .bars { flex: 1; align-content: center; gap: 9px; }
+.chart .bar { grid-template-columns: 94px 1fr 74px; gap: 8px; font-size: 12.5px; }
+.chart .track i { background: currentColor; }
 .confusions h3 { margin-bottom: 12px; }
 .bars { display: grid; gap: 7px; }
 .bar {
