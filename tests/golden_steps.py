@@ -46,7 +46,9 @@ def read_golden(stem: Path, joint: bool = False) -> GoldenStep:
         arrays = {name: file[name] for name in file.files}
     config = record["config"]
     learner = _learner(config, arrays, joint)
-    state = {name[len("state.") :]: torch.from_numpy(value) for name, value in arrays.items() if name.startswith("state.")}
+    state = {
+        name[len("state.") :]: torch.from_numpy(value) for name, value in arrays.items() if name.startswith("state.")
+    }
     load_published(learner.student, learner.teacher, learner.objectives, state)
     return GoldenStep(config, record["losses"], arrays, learner.double(), _batch(config, arrays))
 
@@ -77,7 +79,12 @@ def _learner(config: dict[str, Any], arrays: dict[str, np.ndarray], joint: bool)
     }
     settings: dict[str, dict[str, Any]] = {
         "clip": {"hard_weight": hard_weight, "max_scale": None},
-        "dino": {"weight": config["lambda1"], "mask": "block", "head": head, "teacher_temperature": config["teacher_temp"]},
+        "dino": {
+            "weight": config["lambda1"],
+            "mask": "block",
+            "head": head,
+            "teacher_temperature": config["teacher_temp"],
+        },
         "ibot": {"weight": config["lambda2"], "head": "dino", "teacher_temperature": patch_temperature},
         "mae": {
             "mask_ratio": config["mask_ratio"],

@@ -1,6 +1,6 @@
 """Fidelity: the package's own towers, objectives, plan and teacher reproduce recorded steps of the published code.
 
-Every step in the directory named by HARMONY_GOLDEN (default ../shared/golden) is run, and the copy kept in tests/golden.
+Every step in the directory named by HARMONY_GOLDEN (default ../shared/golden) is run, and the copy in tests/golden.
 """
 
 import math
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_steps import GoldenStep, read_golden
 from torch import Tensor
 
-from golden_steps import GoldenStep, read_golden
 from harmony.interchange.published import objectives_from_published, towers_from_published
 from harmony.models.decoders import sine_cosine_positions
 
@@ -72,7 +72,9 @@ def test_soft_targets_alone(golden: GoldenStep):
 
     clip = golden.learner.objectives["clip"]
     clip.config = clip.config.model_copy(update={"hard_weight": Schedule.constant(0.0)})
-    (loss,) = [g.losses["clip"] for g in golden.learner.losses_by_group(golden.batch, golden.clock) if "clip" in g.losses]
+    (loss,) = [
+        g.losses["clip"] for g in golden.learner.losses_by_group(golden.batch, golden.clock) if "clip" in g.losses
+    ]
     assert float(loss) == pytest.approx(golden.losses["clip_soft_unscaled"], rel=TOLERANCE)
 
 
@@ -123,7 +125,9 @@ def test_outputs(golden: GoldenStep):
         text = towers.text(batch.captions["caption"])
         from harmony.models.vision import Segment
 
-        masked = towers.image.encode_packed([Segment(batch.images["global"][0], replace=batch.masks["block"].masked[0])])
+        masked = towers.image.encode_packed(
+            [Segment(batch.images["global"][0], replace=batch.masks["block"].masked[0])]
+        )
     assert relative_error(whole, golden.array("output.student_tokens.global0")) < TOLERANCE
     assert relative_error(local, golden.array("output.student_tokens.local0")) < TOLERANCE
     assert relative_error(masked[0].tokens, golden.array("output.student_tokens.masked0")) < TOLERANCE
@@ -176,6 +180,8 @@ def test_teacher_follows_the_student(golden: GoldenStep):
     expected_head = momentum * slow_head.mlp[0].weight + (1 - momentum) * head.mlp[0].weight.detach()
     learner.after_update(golden.clock, momentum)
     for name, parameter in learner.teacher.named_parameters():
-        assert torch.allclose(parameter, momentum * slow[name] + (1 - momentum) * fast[name], rtol=1e-12, atol=1e-14), name
+        assert torch.allclose(parameter, momentum * slow[name] + (1 - momentum) * fast[name], rtol=1e-12, atol=1e-14), (
+            name
+        )
     assert torch.allclose(slow_head.mlp[0].weight, expected_head, rtol=1e-12)
     assert not math.isclose(float(slow["image.proj.weight"].norm()), float(learner.teacher.image.proj.weight.norm()))

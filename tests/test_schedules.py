@@ -1,6 +1,7 @@
 """Schedules: what a recipe may write, and their values at every place of runs of any length."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def test_a_cosine_runs_from_start_to_stop(start: float, stop: float, steps: int,
     schedule = Schedule.parse({"cosine": {"from": start, "to": stop}})
     at = [schedule(Clock(step, steps, epoch_steps)) for step in range(steps + 1)]
     assert at[0] == pytest.approx(start) and at[-1] == pytest.approx(stop, abs=1e-9)
-    steps_down = [b - a for a, b in zip(at, at[1:], strict=False)]
+    steps_down = [b - a for a, b in pairwise(at)]
     assert all(d * (stop - start) >= -1e-9 for d in steps_down), "monotonic"
     assert schedule(Clock(steps // 2 * 2, steps // 2 * 4 or 1, 1)) == pytest.approx((start + stop) / 2) or steps < 2
 
@@ -82,7 +83,9 @@ def test_bounds_hold_at_both_ends():
         Settings(factor=0)
 
 
-@given(st.one_of(numbers, st.builds(lambda a, b: {"cosine": {"from": a, "to": b, "over": "3 epochs"}}, numbers, numbers)))
+@given(
+    st.one_of(numbers, st.builds(lambda a, b: {"cosine": {"from": a, "to": b, "over": "3 epochs"}}, numbers, numbers))
+)
 def test_written_and_read_again(written: object):
     schedule = Schedule.parse(written)
     assert Schedule.parse(schedule.written()) == schedule

@@ -1,7 +1,7 @@
 """Chance as data: random numbers that are a function of who asks, not of when.
 
 A number is found by hashing (seed, epoch, example, name, position), so every example owns a stream that depends neither
-on the number of workers or ranks nor on the device, and a resumed run needs no generator state to draw the same numbers.
+on the number of workers or ranks nor on the device, and a resumed run draws the same numbers with no generator's state.
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) in wrapping 64-bit integers, which torch computes
 identically on every device.
 """

@@ -27,7 +27,7 @@ def is_main() -> bool:
 
 
 def gather(local: Tensor) -> Tensor:
-    """(B, ...) of every rank, joined to (ranks * B, ...) in rank order; gradients flow back to the rank they came from."""
+    """(B, ...) of every rank, joined to (ranks * B, ...) in rank order; gradients flow back to their rank."""
     if count() == 1:
         return local
     return torch.cat(all_gather(local.contiguous()), dim=0)
@@ -77,7 +77,7 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], bucket_bytes: in
 
 
 def _buckets(parameters: Sequence[torch.nn.Parameter], limit: int) -> list[list[torch.nn.Parameter]]:
-    """Runs of parameters of one dtype and device whose sizes add up to at most `limit` bytes (or a single parameter)."""
+    """Runs of parameters of one dtype and device that take at most `limit` bytes together (or a single one)."""
     buckets: list[list[torch.nn.Parameter]] = []
     size = 0
     for parameter in parameters:

@@ -58,7 +58,7 @@ class Duration(BaseModel):
         if not match:
             raise ValueError(f"{value!r} is not a duration; write it as '10 epochs', '500 steps' or '30%'")
         unit = match[2] if match[2] == "%" else match[2].rstrip("s") + "s"
-        return cls(amount=float(match[1]), unit=unit)  # type: ignore[arg-type]
+        return cls(amount=float(match[1]), unit=unit)
 
     def steps(self, clock: Clock) -> float:
         """How many steps this is in the run that `clock` describes."""

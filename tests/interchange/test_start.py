@@ -1,4 +1,4 @@
-"""First weights from files in the real formats: timm, open_clip (both forms), a run, the published code's checkpoints."""
+"""First weights from files in the real formats: timm, open_clip (both forms), a run, published checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -7,9 +7,9 @@ import open_clip
 import pytest
 import timm
 import torch
+from golden_steps import read_golden
 from safetensors.torch import save_file
 
-from golden_steps import read_golden
 from harmony.errors import UserError
 from harmony.interchange.start import start_from
 from harmony.models.settings import InitConfig, ModelConfig
@@ -24,7 +24,10 @@ def towers(name: str = "vit_tiny_patch16_224", size: int = 32, seed: int = 0, **
     torch.manual_seed(seed)
     image = {"name": name, "patch": 8, "width": 32, "depth": 2, "heads": 2}
     return Towers(
-        ModelConfig.model_validate({"image": image, "text": {"width": 32, "layers": 2, "heads": 2} | text, "embed": 16}), size
+        ModelConfig.model_validate(
+            {"image": image, "text": {"width": 32, "layers": 2, "heads": 2} | text, "embed": 16}
+        ),
+        size,
     ).eval()
 
 
@@ -65,7 +68,9 @@ def test_an_open_clip_file_with_a_timm_trunk(tmp_path: Path, pixels: torch.Tenso
     theirs.visual.head = torch.nn.Sequential()
     theirs.visual.head.add_module("proj", torch.nn.Linear(32, 16, bias=False))
     theirs.eval()
-    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}, "epoch": 3}, tmp_path / "c.pt")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}, "epoch": 3}, tmp_path / "c.pt"
+    )
     ours = towers()
     start_from(ours, str(tmp_path / "c.pt"))
     with torch.no_grad():
@@ -134,7 +139,7 @@ def test_unsafe_pickles_are_refused(tmp_path: Path):
 
     torch.save({"student": {"image_encoder.cls_token": torch.zeros(1)}, "x": Bomb()}, tmp_path / "bad.pth")
     for source in (f"published:{tmp_path / 'bad.pth'}", str(tmp_path / "bad.pth")):
-        with pytest.raises(UserError, match="cannot be read|not a checkpoint that can be read"):
+        with pytest.raises(UserError, match=r"cannot be read|not a checkpoint that can be read"):
             start_from(towers(), source)
 
 

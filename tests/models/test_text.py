@@ -82,7 +82,12 @@ def test_both_towers_are_an_open_clip_model():
     ours = Towers(ModelConfig.model_validate(config), 224).eval()
     theirs = open_clip.CustomTextCLIP(
         embed_dim=16,
-        vision_cfg={"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": "linear", "image_size": 224},
+        vision_cfg={
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "token",
+            "timm_proj": "linear",
+            "image_size": 224,
+        },
         text_cfg={"width": 32, "layers": 2, "heads": 4},
     ).eval()
     state = {f"visual.trunk.{k}": v for k, v in ours.image.trunk.state_dict().items()}

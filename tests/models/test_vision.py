@@ -18,7 +18,8 @@ def tower(name: str = "vit_tiny_patch16_224", size: int = 32, **changes) -> Imag
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_224", "vit_base_patch16_224"]
+    "name",
+    ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_224", "vit_base_patch16_224"],
 )
 @pytest.mark.parametrize("size", [32, 48])
 def test_whole_images_are_encoded_as_timm_does(name: str, size: int):
@@ -57,7 +58,7 @@ def test_packed_sizes_equal_separate_passes_in_values_and_gradients():
 
 
 def test_kept_tokens_see_only_each_other():
-    """A pass over kept patches is the pass over an image whose other patches do not exist: removing pixels there changes
+    """A pass over kept patches is one over an image whose other patches do not exist: changing pixels there changes
     nothing, and keeping all patches in another order permutes the output."""
     ours = tower().double().eval()
     pixels = torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -116,7 +117,9 @@ def test_stochastic_depth_belongs_to_the_image_not_to_its_place():
     pixels = torch.randn(6, 3, 32, 32)
     keys = torch.arange(6)
     together = ours.encode_packed([Segment(pixels, chance=Chance(keys))])[0].tokens
-    apart = [ours.encode_packed([Segment(pixels[i : i + 1], chance=Chance(keys[i : i + 1]))])[0].tokens for i in range(6)]
+    apart = [
+        ours.encode_packed([Segment(pixels[i : i + 1], chance=Chance(keys[i : i + 1]))])[0].tokens for i in range(6)
+    ]
     assert torch.allclose(together, torch.cat(apart), atol=1e-5)
     assert not torch.allclose(together, ours.eval().encode(pixels).tokens, atol=1e-3)
 

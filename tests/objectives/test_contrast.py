@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
+from parts import CLOCK, assert_same, batch_of, learner_of, losses_of
 from torch import Tensor
-
-from parts import CLOCK, batch_of, learner_of, losses_of
 
 
 def features(learner, batch) -> tuple[Tensor, Tensor]:
@@ -17,18 +16,6 @@ def features(learner, batch) -> tuple[Tensor, Tensor]:
     image = learner.student.image(batch.images["global"][0])
     text = learner.student.text(batch.captions["caption"])
     return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-
-
-def gradients(loss: Tensor, learner) -> list[Tensor]:
-    weights = [p for p in learner.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
-
-
-def assert_same(ours: Tensor, theirs: Tensor, learner) -> None:
-    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-12)
-    for a, b in zip(gradients(ours, learner), gradients(theirs, learner), strict=True):
-        assert (a - b).norm() <= 1e-9 * b.norm() + 1e-12
 
 
 def test_hard_clip_is_open_clips_loss():

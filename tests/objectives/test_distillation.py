@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import CLOCK, HEAD, assert_same, batch_of, learner_of, losses_of
 from torch import Tensor
 
 from harmony.data.batch import Mask
 from harmony.models.vision import Segment
 from harmony.objectives.targets import Centre, sinkhorn_knopp
-from parts import CLOCK, HEAD, batch_of, learner_of, losses_of
-from test_contrast import assert_same
 
 
 def head_scores(head, token: Tensor) -> Tensor:
@@ -64,7 +63,9 @@ def test_ibot(borrowed: bool):
     total: Tensor = torch.zeros((), dtype=torch.float64)
     scores = []
     for v in range(2):
-        student = learner.student.image.encode_packed([Segment(batch.images["global"][v], replace=masked[v])])[0].patches
+        student = learner.student.image.encode_packed([Segment(batch.images["global"][v], replace=masked[v])])[
+            0
+        ].patches
         teacher = learner.teacher.image.encode(batch.images["global"][v]).patches
         for i in range(len(batch)):
             hidden = [n for n in range(16) if masked[v, i, n]]
@@ -177,7 +178,9 @@ def test_collapse_signs_tell_the_two_collapses_from_health():
     healthy = F.one_hot(torch.arange(48) % 8, 8).double()
     zero = torch.zeros((), dtype=torch.float64)
     use = {n: float(signs_of_collapse(t, zero)["prototype_use"]) for n, t in [("1", one), ("e", even), ("h", healthy)]}
-    entropy = {n: float(signs_of_collapse(t, zero)["target_entropy"]) for n, t in [("1", one), ("e", even), ("h", healthy)]}
+    entropy = {
+        n: float(signs_of_collapse(t, zero)["target_entropy"]) for n, t in [("1", one), ("e", even), ("h", healthy)]
+    }
     assert use["1"] == pytest.approx(1 / 8) and use["h"] == pytest.approx(1) and use["e"] == pytest.approx(1)
     assert entropy["1"] == pytest.approx(0, abs=1e-6) and entropy["h"] == pytest.approx(0, abs=1e-6)
     assert entropy["e"] == pytest.approx(torch.log(torch.tensor(8.0)).item())

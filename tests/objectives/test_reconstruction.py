@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parts import CLOCK, HEAD, assert_same, batch_of, learner_of, losses_of
 
 from harmony.data.batch import Mask
 from harmony.models.decoders import sine_cosine_positions
 from harmony.models.vision import Segment
 from harmony.objectives.mae import patchify, unpatchify
-from parts import CLOCK, HEAD, batch_of, learner_of, losses_of
-from test_contrast import assert_same
 
 DECODER = {"width": 16, "depth": 2, "heads": 2}
 
@@ -29,7 +28,9 @@ def test_mae(over: str, normalise: bool):
             image = batch.images["global"][v, i]
             visible = [n for n in range(16) if not mask[v, i, n]]
             assert len(visible) == int(16 * (1 - 0.6))
-            tokens = learner.student.image.encode_packed([Segment(image[None], keep=torch.tensor([visible]))])[0].tokens[0]
+            tokens = learner.student.image.encode_packed([Segment(image[None], keep=torch.tensor([visible]))])[
+                0
+            ].tokens[0]
             embedded = decoder.embed(tokens)
             sequence = [embedded[0] + decoder.positions[0, 0]]
             for n in range(16):

@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +61,14 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 class Processes:
     """Ranks of one run, in processes of their own, each the leader of its own process group.
 
-    They are forked, so that they need not import everything again.
+    They are forked from a server that has imported harmony, and run nothing else.
     """
 
     def __init__(self, run: Callable[..., object], *arguments: Any, ranks: int = 1, output: Path) -> None:
         port = _free_port()
         self._outputs = [output.with_suffix(f".{rank}") for rank in range(ranks)]
-        context = multiprocessing.get_context("fork")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["harmony.training.trainer"])
         self.members = [
             context.Process(target=_forked, args=(run, arguments, rank, ranks, port, path))
             for rank, path in enumerate(self._outputs)
@@ -90,14 +93,21 @@ class Processes:
 
     def finish(self, status: int = 0) -> str:
         """What the first rank printed, once all have left with the given exit status (a negative one for a signal)."""
+        deadline = time.monotonic() + 120
+        # A child that lives on would keep `join` waiting.
+        while any(member.exitcode is None for member in self.members) and time.monotonic() < deadline:
+            time.sleep(0.01)
         for member in self.members:
-            member.join(120)
+            with suppress(ProcessLookupError):
+                os.killpg(member.pid, signal.SIGKILL)
         assert [member.exitcode for member in self.members] == [status] * len(self.members), self.printed()
         return self.printed()
 
 
 def _forked(run: Callable[..., object], arguments: Sequence[Any], rank: int, ranks: int, port: int, output: Path):
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as it is in a process that was not started by a server
+    torch.set_num_threads(1)
     sys.stdout = sys.stderr = output.open("w", buffering=1)
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)

@@ -11,10 +11,11 @@ from harmony.schedules import Clock
 from harmony.training.learner import Learner
 
 TINY = (
-    "model.image.depth=2",
+    "model.image.depth=1",
     "model.image.width=32",
     "model.image.heads=2",
-    "model.text={width: 32, layers: 2, heads: 2, context: 16}",
+    "model.text={width: 32, layers: 1, heads: 2, context: 16}",
+    "objectives.mae.decoder.depth=1",
     "views.global.size=32",
     "views.local={count: 2, size: 16}",
     "data.batch_size=4",

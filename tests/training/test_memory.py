@@ -39,7 +39,7 @@ def test_memory_holds_what_a_real_step_keeps_for_backward() -> None:
 
 def fullest(*overrides: str) -> int:
     recipe = tiny(
-        "data.batch_size=64", "model.image.depth=6", "model.image.width=64", "views.global.size=64", *overrides
+        "data.batch_size=64", "model.image.depth=4", "model.image.width=64", "views.global.size=64", *overrides
     )
     return max(memory_of(recipe, caption_tokens=12).groups.values())
 

@@ -1,17 +1,12 @@
 """The plan: how many passes a step of Harmony makes, what is merged, and what is refused."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "objectives"))
+from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
 
 from harmony.errors import UserError
 from harmony.models.text import TextTower
 from harmony.models.vision import ImageTower
-from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
 
 
 @pytest.fixture
@@ -98,7 +93,10 @@ def test_a_part_of_a_pass_is_sliced_out():
         ({"text_distillation": {"head": HEAD}}, "mask 'words'"),
         ({"ibot": {"head": "dino"}}, "which is not a dino objective"),
         ({"ibot": {"head": HEAD}, "b": {"type": "ibot", "head": HEAD}}, "draws a mask 'block'"),
-        ({"ibot": {"head": HEAD}, "dino": {"view": "local", "local_view": None, "mask": "block", "head": HEAD}}, "drawn on"),
+        (
+            {"ibot": {"head": HEAD}, "dino": {"view": "local", "local_view": None, "mask": "block", "head": HEAD}},
+            "drawn on",
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_refused(objectives: dict, words: str):
@@ -110,7 +108,12 @@ def test_signs_of_a_logged_step():
     learner = learner_of(ALL)
     losses_of(learner, batch_of(learner))
     signs = learner.signs()
-    for name in ("dino/target_entropy", "ibot/prototype_use", "text_distillation/teacher_student_kl", "clip/temperature"):
+    for name in (
+        "dino/target_entropy",
+        "ibot/prototype_use",
+        "text_distillation/teacher_student_kl",
+        "clip/temperature",
+    ):
         assert torch.isfinite(signs[name]), name
     for model in ("student_image", "teacher_image", "student_text", "teacher_text"):
         assert any(name.startswith(f"{model}/") for name in signs), model

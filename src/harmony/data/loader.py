@@ -8,7 +8,7 @@ Shapes: B examples of one part on one rank, N examples in all.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class PairLoader:
     def source(self) -> Source:
         return self._maker.source
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Generator[Batch]:
         """This rank's batches from step `start_step` to the end of the run, the parts of a step one after the other.
 
         Raises:
@@ -139,6 +139,7 @@ class PairLoader:
             pin_memory=self._pinned,
             prefetch_factor=AHEAD,
             worker_init_fn=start_worker,
+            generator=torch.Generator(),  # else it draws a seed nobody needs from the process's own generator
         )
         try:
             yield from loader
@@ -238,7 +239,7 @@ def _as_it_is(made: Any) -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker: sums over several threads may round differently."""
+    """As in a worker, because sums over several threads may round differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

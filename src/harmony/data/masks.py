@@ -37,6 +37,11 @@ class PatchSampler(BaseModel):
     view: Annotated[str, Field(description="name of the view; given by the objective, not by the recipe")] = "global"
     stream: ClassVar[None] = None
 
+    @property
+    def kind(self) -> str:
+        """What a recipe calls this kind of mask."""
+        return next(name for name, known in PATCH_SAMPLERS.items() if type(self) is known)
+
     def on(self, view: str) -> Self:
         """The same sampler for another view."""
         return self.model_copy(update={"view": view})
@@ -196,8 +201,7 @@ def patch_sampler(value: Any) -> PatchSampler:
 
 
 def _written(sampler: PatchSampler) -> dict[str, Any]:
-    kind = next(name for name, known in PATCH_SAMPLERS.items() if type(sampler) is known)
-    return {kind: sampler.model_dump(mode="json", exclude={"view"})}
+    return {sampler.kind: sampler.model_dump(mode="json", exclude={"view"})}
 
 
 PatchMasks = Annotated[PatchSampler, BeforeValidator(patch_sampler), PlainSerializer(_written)]

@@ -26,8 +26,9 @@ State = dict[str, Tensor]
 def read_published(path: Path) -> State:
     """The weights in a published checkpoint file, under their published names.
 
-    Such a file is a pickle that holds the weights under `student`, `model` or `state_dict` beside an argparse.Namespace,
-    the one class besides tensors that is let through; the prefix `module.` of a parallel wrapper is taken off.
+    Such a file is a pickle that holds the weights under `student`, `model` or `state_dict`, beside an
+    argparse.Namespace, the one class besides tensors that is let through. The prefix `module.` of a parallel wrapper is
+    taken off.
 
     Raises:
         UserError: the file is missing, damaged or something else.
@@ -58,7 +59,7 @@ def towers_from_published(state: Mapping[str, Tensor], model: str = "student") -
 
     Args:
         state: weights under their published names.
-        model: "student" or "teacher". The teacher has no mask tokens of its own in the image tower; it gets the student's.
+        model: "student" or "teacher". The teacher's image tower has no mask token of its own; it gets the student's.
     """
     image = "image_encoder." if model == "student" else "discriminative_path.teacher.backbone."
     text = "contrastive_path.text_backbone" + ("." if model == "student" else "_teacher.")
@@ -79,7 +80,11 @@ def towers_from_published(state: Mapping[str, Tensor], model: str = "student") -
     return named
 
 
-_TEXT_NAMES = {"text_positional_embedding": "positional_embedding", "backbone.": "transformer.", "text_norm": "ln_final"}
+_TEXT_NAMES = {
+    "text_positional_embedding": "positional_embedding",
+    "backbone.": "transformer.",
+    "text_norm": "ln_final",
+}
 _TEXT = re.compile("|".join(f"^{re.escape(name)}" for name in _TEXT_NAMES))
 
 

@@ -1,9 +1,9 @@
 """First weights of the towers: from timm, open_clip, a published Harmony checkpoint, a run or a plain file.
 
-    timm:NAME                       a timm model's pretrained weights (image tower)
-    open_clip:NAME/TAG              an open_clip model's weights (either tower)
-    published:FILE                  a checkpoint of the published Harmony code (either tower)
-    PATH                            a run, one of its checkpoints, or a file of weights named as timm's or open_clip's
+timm:NAME                       a timm model's pretrained weights (image tower)
+open_clip:NAME/TAG              an open_clip model's weights (either tower)
+published:FILE                  a checkpoint of the published Harmony code (either tower)
+PATH                            a run, one of its checkpoints, or a file of weights named as timm's or open_clip's
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def start_from(towers: Towers, init: str | InitConfig | None) -> None:
     """Load what `init` names into the towers; one source for both, or one for each. None leaves them as drawn.
 
     Raises:
-        UserError: the source does not exist, cannot be read, or does not fit the towers; nothing is half loaded silently.
+        UserError: the source does not exist, cannot be read, or does not fit the towers.
     """
     if init is None:
         return
@@ -63,7 +63,9 @@ def _from_timm(name: str) -> State:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
-        raise UserError(f"the weights of timm:{name} cannot be had ({_first_line(error)}); give a local file instead") from None
+        raise UserError(
+            f"the weights of timm:{name} cannot be had ({_first_line(error)}); give a local file instead"
+        ) from None
     return dict(model.state_dict())
 
 
@@ -73,11 +75,15 @@ def _from_open_clip(name: str) -> State:
         raise unknown("open_clip model", architecture, open_clip.list_models())
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags and not Path(tag).is_file():
-        raise UserError(f"open_clip:{name} names no weights; write open_clip:{architecture}/TAG with TAG one of {', '.join(tags)}")
+        raise UserError(
+            f"open_clip:{name} names no weights; write open_clip:{architecture}/TAG with TAG one of {', '.join(tags)}"
+        )
     try:
         model = open_clip.create_model(architecture, pretrained=tag)
     except Exception as error:
-        raise UserError(f"the weights of open_clip:{name} cannot be had ({_first_line(error)}); give a local file") from None
+        raise UserError(
+            f"the weights of open_clip:{name} cannot be had ({_first_line(error)}); give a local file"
+        ) from None
     return dict(model.state_dict())
 
 
@@ -89,8 +95,8 @@ def _from_path(path: Path) -> State:
         path = found[-1]
     if not path.is_file():
         raise UserError(
-            f"model.init names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, published:FILE, "
-            "a run or a file of weights"
+            f"model.init names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, "
+            "published:FILE, a run or a file of weights"
         )
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -108,7 +114,7 @@ def _from_path(path: Path) -> State:
 
 
 def _start_image(tower: ImageTower, state: State, source: str) -> None:
-    """Fill the image tower from a state dict of ours, timm's or open_clip's; positions are resized to the tower's grid."""
+    """Fill the image tower from a state dict of ours, timm's or open_clip's; positions are resized to its grid."""
     own = _under(state, "image.")
     if own:
         trunk, extra = _under(own, "trunk."), {k: v for k, v in own.items() if not k.startswith("trunk.")}
@@ -122,11 +128,13 @@ def _start_image(tower: ImageTower, state: State, source: str) -> None:
     trunk = {key: value for key, value in trunk.items() if not key.startswith(("head.", "fc_norm.", "attn_pool."))}
     load_exactly(tower.trunk, trunk, f"{source}, for model.image,")
     rest = {"mask_token": tower.mask_token.detach(), "proj.weight": tower.proj.weight.detach()} | extra
-    load_exactly(tower, {f"trunk.{k}": v for k, v in tower.trunk.state_dict().items()} | rest, f"{source}, for model.image,")
+    load_exactly(
+        tower, {f"trunk.{k}": v for k, v in tower.trunk.state_dict().items()} | rest, f"{source}, for model.image,"
+    )
 
 
 def _projection(visual: State) -> State:
-    """The projection into the shared space of an open_clip image tower, which has it as a linear layer or as a matrix."""
+    """The projection of an open_clip image tower, which has it as a linear layer or as a matrix."""
     if "head.proj.weight" in visual:
         return {"proj.weight": visual["head.proj.weight"]}
     return {"proj.weight": visual["proj"].T.contiguous()} if "proj" in visual else {}

@@ -50,10 +50,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(
-            Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm)
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.pixels = nn.Linear(width, patch * patch * 3)
         for module in self.modules():

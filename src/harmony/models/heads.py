@@ -3,6 +3,7 @@
 Shapes: M tokens, D width, K prototypes, H bottleneck.
 """
 
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -23,7 +24,7 @@ class HeadConfig(BaseModel):
 
 
 class Prototypes(nn.Module):
-    """A linear layer without bias whose rows have a fixed length (weight normalisation, arXiv 1602.07868, with g fixed).
+    """A linear layer without bias whose rows have a fixed length (weight normalisation, arXiv 1602.07868, g fixed).
 
     Attributes:
         direction: (K, H) trained, of which only the direction counts.
@@ -50,7 +51,7 @@ class PrototypeHead(nn.Module):
         super().__init__()
         sizes = [width] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(sizes)):
             linear = nn.Linear(a, b)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)

@@ -1,4 +1,4 @@
-"""The teacher: slow copies that follow the student as an exponential moving average (mean teacher, arXiv 1703.01780)."""
+"""The teacher: slow copies that follow the student as a moving average (mean teacher, arXiv 1703.01780)."""
 
 from collections.abc import Sequence
 

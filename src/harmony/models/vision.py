@@ -7,9 +7,10 @@ timm's, and called with one tensor it computes what timm computes.
 Shapes: B images, N patches, K kept patches, D width, S tokens laid end to end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, cast
 
 import timm
 import torch
@@ -70,7 +71,7 @@ class PackedBlock(Block):
         Returns:
             (S, D).
         """
-        attended = self.ls1(_attend(self.attn, self.norm1(x), packing))
+        attended = self.ls1(_attend(cast(Attention, self.attn), self.norm1(x), packing))
         x = x + (attended if keep is None else attended * keep[0].to(attended.dtype))
         mixed = self.ls2(self.mlp(self.norm2(x)))
         return x + (mixed if keep is None else mixed * keep[1].to(mixed.dtype))
@@ -141,7 +142,7 @@ class ImageTower(nn.Module):
         keep = self._stochastic_depth(segments, packing)
         wanted = {layer % self.depth for segment in segments for layer in segment.layers}
         taken: dict[int, list[Tensor]] = {}
-        for index, block in enumerate(self.trunk.blocks):
+        for index, block in enumerate(cast(Iterable[PackedBlock], self.trunk.blocks)):
             rates = None if keep is None or self.drop_path[index] == 0 else keep[index]
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block.packed, x, packing, rates, use_reentrant=False)
@@ -169,7 +170,7 @@ class ImageTower(nn.Module):
         patches = patches + patch_positions
         if segment.keep is not None:
             patches = patches.gather(1, segment.keep[..., None].expand(-1, -1, self.width))
-        prefix = torch.cat([trunk.cls_token] + ([trunk.reg_token] if trunk.reg_token is not None else []), dim=1)
+        prefix = torch.cat([token for token in (trunk.cls_token, trunk.reg_token) if token is not None], dim=1)
         if prefix_positions is not None:
             prefix = prefix + prefix_positions
         return trunk.norm_pre(torch.cat([prefix.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1))
@@ -177,6 +178,7 @@ class ImageTower(nn.Module):
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Learned positions of the prefix tokens, (1, prefix, D) or None, and of the patches of a grid, (1, N, D)."""
         table, own = self.trunk.pos_embed, self.trunk.patch_embed.grid_size
+        assert table is not None
         count = 0 if self.trunk.no_embed_class else self.prefix
         prefix, patches = (table[:, :count] if count else None), table[:, count:]
         if grid == tuple(own):
@@ -219,37 +221,43 @@ def _create_trunk(config: ImageConfig, size: int) -> VisionTransformer:
             f"image size {size} is not a multiple of the patch size {patch}; set model.image.size, the views' size or "
             "model.image.patch so that it is"
         )
-    changes = {
+    wanted = {
         "patch_size": config.patch,
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.heads,
         "reg_tokens": config.registers,
     }
-    changes = {key: value for key, value in changes.items() if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     try:
-        return timm.create_model(config.name, block_fn=PackedBlock, img_size=size, num_classes=0, **changes)
+        trunk = timm.create_model(config.name, block_fn=PackedBlock, img_size=size, num_classes=0, **changes)
     except (AssertionError, TypeError) as error:
-        raise UserError(f"model.image cannot be built as {config.name} with {changes or 'its own sizes'}: {error}") from None
+        raise UserError(
+            f"model.image cannot be built as {config.name} with {changes or 'its own sizes'}: {error}"
+        ) from None
+    assert isinstance(trunk, VisionTransformer)
+    return trunk
 
 
 @cache
 def patch_size(name: str) -> int:
     """A timm model's own patch side in px; refuses what is not a plain ViT with a class token."""
-    plain = timm.list_models(module="vision_transformer")
     architecture, _, tag = name.partition(".")
     if tag:
-        raise UserError(f"model.image {name!r} names weights; write model.image={architecture} and model.init=timm:{name}")
+        raise UserError(
+            f"model.image {name!r} names weights; write model.image={architecture} and model.init=timm:{name}"
+        )
     if name not in timm.list_models():
         raise unknown("timm model", name, timm.list_models(module="vision_transformer"))
     with torch.device("meta"):
-        model = timm.create_model(name)
+        model: Any = timm.create_model(name)
     reason = _why_not_plain(model)
     if reason:
         raise UserError(
-            f"model.image {name!r} {reason}; Harmony needs a plain ViT with a class token, such as vit_small_patch16_224"
+            f"model.image {name!r} {reason}; it must be a plain ViT with a class token, such as vit_small_patch16_224"
         )
-    return model.patch_embed.patch_size[0]
+    patch: int = model.patch_embed.patch_size[0]
+    return patch
 
 
 def _why_not_plain(model: nn.Module) -> str | None:

@@ -102,8 +102,8 @@ class ObjectiveConfig(BaseModel):
 class Objective(nn.Module):
     """One method's losses and heads.
 
-    A subclass defines `Config`, `requests` and `forward`, and whichever of the others it needs. It builds its heads from
-    the sizes of the towers but never keeps or calls them.
+    A subclass defines `Config`, `requests` and `forward`, and whichever of the others it needs. It builds its heads
+    from the sizes of the towers but never keeps or calls them.
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig

@@ -31,14 +31,16 @@ class Clip(Objective):
         """Settings of the contrastive objective; `hard_weight: 1` is plain CLIP."""
 
         view: Annotated[str, Field(description="the view whose first crop meets the caption")] = "global"
-        hard_weight: Annotated[Share, Field(description="weight of the hard targets; the rest goes to the teacher's")] = (
-            Schedule.constant(1.0)
-        )
+        hard_weight: Annotated[
+            Share, Field(description="weight of the hard targets; the rest goes to the teacher's")
+        ] = Schedule.constant(1.0)
         soft_temperature: Annotated[Positive, Field(description="temperature of the teacher's targets")] = (
             Schedule.constant(0.1)
         )
         initial_scale: Annotated[float, Field(gt=0, description="factor of the similarities at the start")] = 1 / 0.07
-        max_scale: Annotated[float | None, Field(gt=0, description="its upper bound; null for none (as published)")] = 100.0
+        max_scale: Annotated[float | None, Field(gt=0, description="its upper bound; null for none (as published)")] = (
+            100.0
+        )
 
     config: Config
 
@@ -56,8 +58,8 @@ class Clip(Objective):
         return not (hard.start == 1 and hard.stop == 1)
 
     def requests(self) -> Sequence[Request]:
-        soft = [self.slow_image, self.slow_text] if self.has_soft_targets else []
-        return [self.image, self.text, *soft]
+        hard: list[Request] = [self.image, self.text]
+        return [*hard, self.slow_image, self.slow_text] if self.has_soft_targets else hard
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         image = _unit(encoded.image(self.image).crop(0).embed())

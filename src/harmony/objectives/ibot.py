@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from harmony.data.batch import Batch
-from harmony.data.masks import BlockMasks, MaskSampler
+from harmony.data.masks import BlockMasks, MaskSampler, PatchMasks
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.models.heads import HeadConfig, PrototypeHead
@@ -37,12 +37,12 @@ class Ibot(Objective):
         """Settings of the masked-patch objective."""
 
         view: Annotated[str, Field(description="the view whose patches are hidden")] = "global"
-        masks: Annotated[
-            dict[str, BlockMasks], Field(min_length=1, max_length=1, description="its mask, by name")
-        ] = {"block": BlockMasks()}
-        head: Annotated[HeadConfig | str, Field(description="a head of its own, or the objective that lends its head")] = (
-            HeadConfig()
+        masks: Annotated[PatchMasks, Field(description="its mask: a kind, which is also its name, and settings")] = (
+            BlockMasks()
         )
+        head: Annotated[
+            HeadConfig | str, Field(description="a head of its own, or the objective that lends its head")
+        ] = HeadConfig()
         student_temperature: Positive = Schedule.constant(0.1)
         teacher_temperature: Positive = Schedule.parse({"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}})
         centring: Centring = "momentum"
@@ -55,7 +55,7 @@ class Ibot(Objective):
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
-        self.mask = next(iter(config.masks))
+        self.mask = config.masks.kind
         self.teacher = ImageRequest(config.view, model="teacher")
         self.student = ImageRequest(config.view, replace=self.mask)
         self.lender: Dino | None = None
@@ -70,15 +70,15 @@ class Ibot(Objective):
         lender = others.get(self.config.head)
         if not isinstance(lender, Dino):
             raise UserError(
-                f"objective ibot borrows the head of {self.config.head!r}, which is not a dino objective of this recipe; "
-                "set objectives.ibot.head to sizes of its own, such as {prototypes: 8192}"
+                f"objective ibot borrows the head of {self.config.head!r}, which is not a dino objective of this "
+                "recipe; set objectives.ibot.head to sizes of its own, such as {prototypes: 8192}"
             )
         # Kept outside the module tree: the head's parameters belong to the lender.
         object.__setattr__(self, "lender", lender)
         self.centre = Centre(lender.config.head.prototypes, self.config.centre_momentum)
 
     def masks(self) -> Mapping[str, MaskSampler]:
-        return {name: mask.on(self.config.view) for name, mask in self.config.masks.items()}
+        return {self.mask: self.config.masks.on(self.config.view)}
 
     def requests(self) -> Sequence[Request]:
         return [self.teacher, self.student]

@@ -41,9 +41,13 @@ class Mae(Objective):
         """Settings of the reconstruction objective."""
 
         view: Annotated[str, Field(description="the view that is reconstructed, all crops of it")] = "global"
-        mask_ratio: Annotated[Share, Field(description="share of the patches that is removed")] = Schedule.constant(0.75)
+        mask_ratio: Annotated[Share, Field(description="share of the patches that is removed")] = Schedule.constant(
+            0.75
+        )
         decoder: PixelDecoderConfig = PixelDecoderConfig()
-        normalise_targets: Annotated[bool, Field(description="whether each patch is brought to mean 0, variance 1")] = True
+        normalise_targets: Annotated[bool, Field(description="whether each patch is brought to mean 0, variance 1")] = (
+            True
+        )
         over_crops: Annotated[
             Literal["mean", "sum"],
             Field(description="how crops are joined; sum doubles the weight for two crops, as published (audit C21)"),

@@ -78,7 +78,7 @@ def centred(scores: Tensor, centre: Centre, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Targets (M, K) that use all prototypes equally over the tokens of all ranks (SwAV, arXiv 2006.09882, section 3.1)."""
+    """Targets (M, K) that use all prototypes alike over all ranks' tokens (SwAV, arXiv 2006.09882, section 3.1)."""
     logits = full_precision(scores) / temperature
     tokens = ranks.total(torch.tensor(float(len(scores)), device=scores.device, dtype=logits.dtype))
     top = ranks.maximum(logits.max() if len(scores) else logits.new_full((), float("-inf")))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
+from harmony.models.encodings import TextEncoding
 from harmony.models.heads import HeadConfig, PrototypeHead
 from harmony.models.towers import Towers, slow_copy
 from harmony.objectives.base import Encoded, Objective, ObjectiveConfig, Request, TextRequest
@@ -68,24 +69,26 @@ class TextDistillation(Objective):
         hidden = encoded.text(self.student).tokens.flatten(0, 1)[mask.index]  # (M, D)
         log_student = (full_precision(self.head(hidden)) / at.student_temperature).log_softmax(dim=-1)
         with torch.no_grad():
-            reading = encoded.text(self.teacher).tokens  # (B, T, D)
-            scores = full_precision(self.teacher_head(reading.flatten(0, 1)[mask.index]))
+            reading = encoded.text(self.teacher)
+            scores = full_precision(self.teacher_head(reading.tokens.flatten(0, 1)[mask.index]))
             targets = centred(scores, self.centre, at.teacher_temperature)
-            self._observe(reading, batch.captions["caption"], at.teacher_temperature)
+            self._observe(reading, at.teacher_temperature)
         cross_entropy = -(targets * log_student).sum(-1)
         loss = (cross_entropy * mask.share(cross_entropy.dtype)).sum() / len(batch)
         if at.logged:
             self.signs = signs_of_collapse(targets, cross_entropy.sum() / max(len(targets), 1))
         return {"text_distillation": loss}
 
-    def _observe(self, reading: Tensor, captions: Tensor, temperature: float) -> None:
+    def _observe(self, reading: TextEncoding, temperature: float) -> None:
+        tokens = reading.tokens  # (B, T, D)
         if self.config.centre_on == "probabilities":
-            scores = self.teacher_head(reading.flatten(0, 1))
-            self.centre.observe(centred(scores, self.centre, temperature))
+            self.centre.observe(centred(self.teacher_head(tokens.flatten(0, 1)), self.centre, temperature))
             return
         # The mean score of the words is the score of their mean place: the last layer is linear.
-        words = (captions > 0).to(reading.dtype)[..., None]  # padding has id 0
-        places = (self.teacher_head.bottleneck(reading) * words).sum((0, 1)) / words.sum()
+        words = (torch.arange(tokens.shape[1], device=tokens.device) <= reading.end[:, None]).to(tokens.dtype)[
+            ..., None
+        ]
+        places = (self.teacher_head.bottleneck(tokens) * words).sum((0, 1)) / words.sum()
         self.centre.observe_mean(full_precision(self.teacher_head.prototypes(places)), words.sum())
 
     def before_update(self, at: At) -> None:

@@ -14,6 +14,7 @@ from harmony.errors import UserError
 from harmony.interchange.start import start_from
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
+from harmony.models.vision import PackedBlock
 from harmony.objectives.base import Encoded, ImageRequest, Objective, TextRequest
 from harmony.objectives.registry import kinds
 from harmony.schedules import At, Clock
@@ -75,7 +76,9 @@ class Learner(nn.Module):
         for name, objective in self._named_objectives():
             for mask, sampler in objective.masks().items():
                 if mask in drawn:
-                    raise UserError(f"objective {name} draws a mask {mask!r}, as another one does; give it another name")
+                    raise UserError(
+                        f"objective {name} draws a mask {mask!r}, as another one does; remove one of the two"
+                    )
                 drawn[mask] = sampler
         return drawn
 
@@ -103,7 +106,7 @@ class Learner(nn.Module):
             at = At(objective.config, clock, logged)
             losses = objective(batch, encoded, at)
             result.losses |= _named(name, losses)
-            result.weights |= {loss: at.weight for loss in _named(name, losses)}
+            result.weights |= dict.fromkeys(_named(name, losses), at.weight)
             if logged:
                 self._signs |= {f"{name}/{sign}": value.detach() for sign, value in objective.signs.items()}
         return result
@@ -127,7 +130,7 @@ class Learner(nn.Module):
             self._objective(name).after_skip()
 
     def signs(self) -> dict[str, Tensor]:
-        """Signs of the last logged step by name, detached scalars; of this rank where an objective does not say more."""
+        """Signs of the last logged step by name, detached scalars; of this rank unless an objective says more."""
         return dict(self._signs)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -180,7 +183,8 @@ def compile_blocks(learner: Learner) -> None:
     """Compile both models' image blocks; after checkpointing is set, before anything is sharded."""
     for towers in (learner.student, learner.teacher):
         for block in towers.image.trunk.blocks:
-            block.packed = torch.compile(block.packed, dynamic=True)
+            assert isinstance(block, PackedBlock)
+            block.packed = torch.compile(block.packed, dynamic=True)  # type: ignore[method-assign]
 
 
 def _named(objective: str, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ and signs are means over ranks. Keys:
     loss, loss/NAME, weight/NAME         the weighted sum; each loss, unweighted; the factor it had in the sum
     lr, weight_decay, teacher_momentum   the values of their schedules
     grad_norm, grad_norm/PART            before clipping, over everything and a part (image, text, an objective)
-    temperature                          exp(logit scale), where an objective has one
+    temperature                          1 over the learned factor of the similarities, where an objective has one
     loss_scale                           in fp16 only
     skipped_steps                        updates left out so far
     examples_per_second, data_wait       pairs a second over all ranks; share of the time spent waiting for data

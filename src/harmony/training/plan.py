@@ -153,7 +153,7 @@ def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConf
         layers = sorted({layer for member in members for layer in member.layers})
         merged = replace(family, crops=tuple(crops), layers=tuple(layers))
         passes.images.append(merged)
-        passes.asked |= {member: merged for member in members}
+        passes.asked |= dict.fromkeys(members, merged)
     return passes
 
 
@@ -212,9 +212,10 @@ def _check_mask(name: str, mask: str, masks: Mapping[str, MaskSampler], view: st
     if mask not in masks:
         raise UserError(
             f"objective {name} uses the mask {mask!r}, which no objective of this recipe draws "
-            f"(drawn: {', '.join(masks) or 'none'}); set objectives.{name}.mask=null, or keep the objective that draws it "
-            "(a weight of 0 switches an objective off and keeps its masks)"
+            f"(drawn: {', '.join(masks) or 'none'}); set objectives.{name}.mask=null, or keep the objective that draws "
+            "it (a weight of 0 switches an objective off and keeps its masks)"
         )
     if view is not None and masks[mask].view != view:
-        raise UserError(f"objective {name} uses the mask {mask!r} on view {view!r}, but it is drawn on {masks[mask].view!r}")
-
+        raise UserError(
+            f"objective {name} uses the mask {mask!r} on view {view!r}, but it is drawn on {masks[mask].view!r}"
+        )

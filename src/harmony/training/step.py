@@ -107,7 +107,7 @@ class Stepper:
         self.scaler.update()
         self.optimiser.zero_grad()
         if complaint(joined, {}) is None:
-            # Only the gradient is to blame. That is how the scaler of fp16 finds its scale; else any rank may be the cause.
+            # Only the gradient is to blame. That is how fp16's scaler finds its scale; else any rank may be the cause.
             sought = self.scaler.is_enabled() and rates["loss_scale"] > _LEAST_SCALE
             return Measured(joined, weights, by_part, rates, None if sought else problem, sick=True)
         return Measured(joined, weights, by_part, rates, problem, sick=complaint(own, {}) is not None)

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,9 +147,9 @@ class Trainer:
             checkpoints.full_disk_explained(run.checkpoints),
             Signals() as signals,
             Journal(run, self.recipe, self.clock, self.place.device) as journal,
+            closing(self.loader.batches(self.clock.step)) as batches,  # ends the workers, whatever happens
             _garbage_by_hand(),
         ):
-            batches = self.loader.batches(self.clock.step)
             while self.clock.step < self.clock.steps:
                 with journal.waiting():
                     loaded = self._load(batches, signals)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 from harmony.chance import Chance
 from harmony.data.batch import Batch, Mask
@@ -72,5 +74,17 @@ def batch_of(learner: Learner, examples: int = 5, seed: int = 0) -> Batch:
     return Batch([str(i) for i in range(examples)], chance, images, captions={"caption": captions}, masks=masks)
 
 
-def losses_of(learner: Learner, batch: Batch) -> dict[str, torch.Tensor]:
+def losses_of(learner: Learner, batch: Batch) -> dict[str, Tensor]:
     return {k: v for group in learner.losses_by_group(batch, CLOCK, logged=True) for k, v in group.losses.items()}
+
+
+def gradients(loss: Tensor, learner) -> list[Tensor]:
+    weights = [p for p in learner.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+
+
+def assert_same(ours: Tensor, theirs: Tensor, learner) -> None:
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-12)
+    for a, b in zip(gradients(ours, learner), gradients(theirs, learner), strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm() + 1e-12
