@@ -5,11 +5,11 @@ the joined batch, so gradients averaged over ranks are the gradients of that los
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def count() -> int:
@@ -30,7 +30,22 @@ def gather(local: Tensor) -> Tensor:
     """(B, ...) of every rank, joined to (ranks * B, ...) in rank order; gradients flow back to their rank."""
     if count() == 1:
         return local
-    return torch.cat(all_gather(local.contiguous()), dim=0)
+    return cast(Tensor, _Gather.apply(local))
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's loss depends on every rank's part: a part's gradient is the sum of what all ranks find for it."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.size = len(local)
+        parts = [torch.empty_like(local) for _ in range(count())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)[rank() * ctx.size : (rank() + 1) * ctx.size]
 
 
 def total(local: Tensor) -> Tensor:

@@ -22,8 +22,7 @@ def explained(recipe: Recipe, width: int = 120) -> str:
 def _lines(owner: Any, values: dict[str, Any], indent: int, width: int) -> Iterator[str]:
     """The lines of one section; `values` is what its settings object, or mapping of such, is written as."""
     for key, value in values.items():
-        inner = getattr(owner, key) if isinstance(owner, BaseModel) else owner[key]
-        meaning = type(owner).model_fields[key].description if isinstance(owner, BaseModel) else None
+        inner, meaning = _inside(owner, key)
         if indent == 0 and isinstance(value, dict):
             yield ""
         if key in ("name", "description", "needs") and indent == 0:
@@ -33,6 +32,15 @@ def _lines(owner: Any, values: dict[str, Any], indent: int, width: int) -> Itera
             yield from _lines(inner, value, indent + 2, width)
         else:
             yield from _beside(" " * indent + recipe_files.written_in_line({key: value}), meaning, width)
+
+
+def _inside(owner: Any, key: str) -> tuple[Any, str | None]:
+    """What stands under a key of settings or of a mapping, and what it means."""
+    if not isinstance(owner, BaseModel):
+        return owner[key], None
+    if key not in type(owner).model_fields:  # settings written under the name of their kind, as {block: {...}}
+        return owner, None
+    return getattr(owner, key), type(owner).model_fields[key].description
 
 
 def _beside(setting: str, meaning: str | None, width: int) -> Iterator[str]:

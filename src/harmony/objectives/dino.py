@@ -38,9 +38,13 @@ class Dino(Objective):
         mask: Annotated[
             str | None, Field(description="a mask (drawn by another objective) on the student's large crops")
         ] = None
-        head: HeadConfig = HeadConfig()
-        student_temperature: Positive = Schedule.constant(0.1)
-        teacher_temperature: Positive = Schedule.constant(0.04)
+        head: Annotated[HeadConfig, Field(description="sizes of the prototype head")] = HeadConfig()
+        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
+            Schedule.constant(0.1)
+        )
+        teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.constant(
+            0.04
+        )
         centring: Centring = "momentum"
         centre_momentum: Momentum = 0.9
         freeze_prototypes: Annotated[

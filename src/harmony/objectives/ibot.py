@@ -43,8 +43,12 @@ class Ibot(Objective):
         head: Annotated[
             HeadConfig | str, Field(description="a head of its own, or the objective that lends its head")
         ] = HeadConfig()
-        student_temperature: Positive = Schedule.constant(0.1)
-        teacher_temperature: Positive = Schedule.parse({"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}})
+        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
+            Schedule.constant(0.1)
+        )
+        teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.parse(
+            {"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}}
+        )
         centring: Centring = "momentum"
         centre_momentum: Momentum = 0.9
         freeze_prototypes: Annotated[

@@ -30,9 +30,15 @@ class TextDistillation(Objective):
 
         mask: Annotated[str, Field(description="the mask on the words, drawn by another objective")] = "words"
         attention: Direction = "bidirectional"
-        head: HeadConfig = HeadConfig(prototypes=2048, layers=2)
-        student_temperature: Positive = Schedule.constant(0.1)
-        teacher_temperature: Positive = Schedule.parse({"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}})
+        head: Annotated[HeadConfig, Field(description="sizes of the prototype head")] = HeadConfig(
+            prototypes=2048, layers=2
+        )
+        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
+            Schedule.constant(0.1)
+        )
+        teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.parse(
+            {"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}}
+        )
         centre_momentum: Momentum = 0.9
         centre_on: Annotated[
             Literal["scores", "probabilities"],
