@@ -44,10 +44,11 @@ def feature_signs(features: Tensor) -> dict[str, Tensor]:
 def effective_rank(matrix: Tensor) -> Tensor:
     """exp(entropy of the singular values divided by their sum), from 1 to min(B, D) (Roy and Vetterli, EUSIPCO 2007).
 
-    Singular values are the roots of the smaller Gram matrix's eigenvalues. A matrix of zeros has rank 0, and so has one
-    in which nothing is finite.
+    Singular values are the roots of the smaller Gram matrix's eigenvalues. What is not finite counts as zero, and a
+    matrix of zeros has rank 0.
     """
-    x = matrix.double().nan_to_num()
+    x = matrix.double().nan_to_num(0.0, 0.0, 0.0)
+    x = x / x.abs().amax().clamp(min=1e-300)
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
     values = torch.linalg.eigvalsh(gram).clamp(min=0)
     # What rounding leaves of a zero eigenvalue would count, since the root makes it large.

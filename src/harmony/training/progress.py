@@ -33,7 +33,7 @@ class ProgressLine:
         if shown and self._console.is_terminal:
             columns = (
                 TextColumn("[bold cyan]harmony"),
-                BarColumn(bar_width=24, complete_style="cyan", finished_style="green"),
+                BarColumn(bar_width=16, complete_style="cyan", finished_style="green"),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.description}"),
             )
@@ -60,14 +60,16 @@ class ProgressLine:
         if not self._shown:
             return
         seconds = self._timed()
-        facts = [
+        left = spoken((clock.steps - clock.step) * seconds)
+        facts = [  # the most wanted first, for narrow terminals
             f"step {clock.step}/{clock.steps}",
-            f"epoch {clock.epoch:.2f}",
             f"loss {loss:.4f}",
+            f"{left} left" if clock.step < clock.steps else "done",
             f"{self._batch_size / seconds:.3g} pairs/s",
-            *([f"{waiting:.0%} waiting for data"] if waiting >= _NOTABLE_WAIT else []),
-            f"{spoken((clock.steps - clock.step) * seconds)} left" if clock.step < clock.steps else "done",
+            f"epoch {clock.epoch:.2f}",
         ]
+        if waiting >= _NOTABLE_WAIT:
+            facts.append(f"{waiting:.0%} waiting for data")
         if self._live:
             self._live.update(self._task, completed=clock.step, description="[dim] · [/dim]".join(facts))
         elif time.monotonic() - self._last_plain >= _PLAIN_SECONDS or clock.step == clock.steps:

@@ -1,4 +1,6 @@
-"""What is said of a scene: five captions in different words, the first of them the fullest.
+"""What is said of a scene: five captions in different words, from the fullest to the shortest.
+
+Two of them tell the ground; the others leave it out, or it would be all that an encoder needs to tell scenes apart.
 
 The class of the main thing ("red circle") is one phrase in each of them.
 """
@@ -29,7 +31,7 @@ def captions(scene: Scene) -> list[str]:
     """The five captions of a scene."""
     dice = Dice(scene.chance, "captions")
     main, *others = scene.things
-    said = [_relations, _ground_first, _from_the_smallest, _listed, _short]
+    said = [_relations, _ground_first, _listed, _short, _plain]
     return [say(dice, main, others, _on(scene.ground)) for say in said]
 
 
@@ -50,31 +52,29 @@ def _ground_first(dice: Dice, main: Thing, others: Sequence[Thing], ground: str)
     return said
 
 
-def _from_the_smallest(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """As in "a small solid blue square to the right of a big striped red circle on mint planks"."""
-    size = dice.pick(("large", "big"))
-    if not others:
-        return f"one {size} {_textured(main)} alone on {ground}"
-    *before, last = [_a(f"{dice.pick(('small', 'little'))} {_textured(other)}") for other in reversed(others)]
-    nearest = others[0]
-    side = _side(dice, nearest, main)
-    beside = "".join(f"{thing}, and " for thing in before)
-    return f"{beside}{last} {side} {_a(f'{size} {_textured(main)}')} on {ground}"
-
-
 def _listed(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """As in "a picture of a striped red circle, a solid blue square and a dotted pink star on mint planks"."""
+    """As in "a picture of a striped red circle, a solid blue square and a dotted pink star"."""
     *before, last = [_a(_textured(thing)) for thing in (main, *others)]
-    listed = f"{', '.join(before)} and {last}" if before else last
-    return f"{_a(dice.pick(('picture', 'photo', 'image')))} of {listed} on {ground}"
+    listed = f"{', '.join(before)} and {last}" if before else f"{last} alone"
+    return f"{_pictured(dice)} {listed}"
 
 
 def _short(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
-    """As in "a picture of a red circle left of a blue square"."""
-    said = f"{_a(dice.pick(('picture', 'photo', 'image')))} of {_a(CLASSES[main.label])}"
+    """As in "a red circle left of a blue square", or the other way round."""
     if not others:
-        return f"{said} on {ground}"
-    return f"{said} {_side(dice, main, others[0])} {_a(CLASSES[others[0].label])}"
+        return f"nothing but {_a(CLASSES[main.label])}"
+    first, second = dice.pick(((main, others[0]), (others[0], main)))
+    return f"{_a(CLASSES[first.label])} {_side(dice, first, second)} {_a(CLASSES[second.label])}"
+
+
+def _plain(dice: Dice, main: Thing, others: Sequence[Thing], ground: str) -> str:
+    """As in "a picture of a large red circle"."""
+    size = dice.pick(("", "large ", "big "))
+    return f"{_pictured(dice)} {_a(size + CLASSES[main.label])}"
+
+
+def _pictured(dice: Dice) -> str:
+    return f"{_a(dice.pick(('picture', 'photo', 'image')))} of"
 
 
 def _on(ground: Ground) -> str:

@@ -21,7 +21,7 @@ from harmony.data.sources.base import Example, Source
 from harmony.errors import UserError
 from harmony.validation import validated
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a scene changes, so that a run does not go on with other pictures than it began with."""
 
 _COUNTS = {"train": 8192, "val": 1024, "held_out": 1024}
