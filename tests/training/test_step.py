@@ -1,12 +1,15 @@
 """One step: what may not change its result, precisions, and steps that are not finite."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from runs import HERE, tiny, tiny_trainer, weights
 
+from harmony.training.process import GarbageByHand, repeatable
 from harmony.training.step import Stepper
 from harmony.training.trainer import Trainer
 
@@ -168,3 +171,30 @@ def test_a_stepper_needs_no_trainer():
     trainer = tiny_trainer()
     stepper = Stepper(trainer.learner, tiny(), HERE.device)
     assert stepper.step([next(trainer.loader.batches(0))], trainer.clock).complaint is None
+
+
+def test_kernels_are_repeatable_while_a_run_lasts_and_as_before_afterwards():
+    memory = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    with repeatable(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not memory.fill_uninitialized_memory
+    assert (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory) == before
+    with repeatable(False):
+        assert torch.are_deterministic_algorithms_enabled() == before[0]
+
+
+def test_garbage_is_collected_by_hand_and_by_itself_again_afterwards():
+    class Knot:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gone = []
+    with GarbageByHand(every=2) as garbage:
+        assert not gc.isenabled()
+        weakref.finalize(Knot(), gone.append, 1)
+        garbage.step(1)
+        assert not gone
+        garbage.step(2)
+        assert gone
+    assert gc.isenabled()

@@ -45,6 +45,7 @@ def session() -> Iterator[Place]:
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it its sums may differ from run to run
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"process {local} has no GPU of its own: this machine has {torch.cuda.device_count()}; "

@@ -123,11 +123,14 @@ class Gradients:
         if self._max_norm is None:
             return
         if self._clipped_alone is None:
-            norms = norms.square().sum().sqrt().expand(len(norms))
-        factors = (self._max_norm / (norms + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_ has it
-        chosen = [
-            (parameter.grad, factor)
-            for parameter, factor in zip(self.parameters, factors.unbind(), strict=True)
-            if parameter.grad is not None and (self._clipped_alone is None or parameter in self._clipped_alone)
-        ]
-        torch._foreach_mul_([gradient for gradient, _ in chosen], [factor for _, factor in chosen])
+            factor = self._factor(norms.square().sum().sqrt())
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+            return
+        for parameter, factor in zip(self.parameters, self._factor(norms).unbind(), strict=True):
+            if parameter.grad is not None and parameter in self._clipped_alone:
+                parameter.grad *= factor
+
+    def _factor(self, norm: Tensor) -> Tensor:
+        """What shortens gradients of the given norms, as torch.nn.utils.clip_grad_norm_ has it."""
+        assert self._max_norm is not None
+        return (self._max_norm / (norm + 1e-6)).clamp(max=1.0)

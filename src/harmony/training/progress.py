@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from harmony.schedules import Clock
 
@@ -31,13 +32,14 @@ class ProgressLine:
         self._seconds_a_step: float | None = None
         self._last = time.monotonic()
         if shown and self._console.is_terminal:
+            # Only the description gives way in a narrow terminal.
             columns = (
-                TextColumn("[bold cyan]harmony"),
-                BarColumn(bar_width=16, complete_style="cyan", finished_style="green"),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.description}"),
+                TextColumn("[bold cyan]harmony", table_column=Column(min_width=7)),
+                BarColumn(16, complete_style="cyan", finished_style="green", table_column=Column(min_width=16)),
+                TextColumn("{task.percentage:>3.0f}%", table_column=Column(min_width=4)),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._live = Progress(*columns, console=self._console)
+            self._live = Progress(*columns, console=self._console, expand=True)
             self._task = self._live.add_task("waiting for the first step", total=clock.steps, completed=clock.step)
 
     def __enter__(self) -> "ProgressLine":
@@ -60,12 +62,13 @@ class ProgressLine:
         if not self._shown:
             return
         seconds = self._timed()
+        rate = self._batch_size / seconds
         left = spoken((clock.steps - clock.step) * seconds)
         facts = [  # the most wanted first, for narrow terminals
             f"step {clock.step}/{clock.steps}",
             f"loss {loss:.4f}",
             f"{left} left" if clock.step < clock.steps else "done",
-            f"{self._batch_size / seconds:.3g} pairs/s",
+            f"{rate:.1f} pairs/s" if rate < 10 else f"{rate:.0f} pairs/s",
             f"epoch {clock.epoch:.2f}",
         ]
         if waiting >= _NOTABLE_WAIT:

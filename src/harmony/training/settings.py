@@ -109,6 +109,9 @@ class EfficiencyConfig(_Settings):
         "none", description="blocks keeps only the inputs of the towers' blocks and computes the rest again in backward"
     )
     compile: bool = Field(False, description="compile the towers' blocks with torch.compile")
+    deterministic: bool = Field(
+        True, description="choose kernels that repeat bit for bit; false allows faster ones on a GPU"
+    )
     augment: Literal["auto", "worker", "device"] = Field(
         "auto",
         description="where colours are changed: in the loader's workers or on the device; auto is device on a GPU",

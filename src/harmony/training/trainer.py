@@ -1,8 +1,7 @@
 """The loop: `train` starts a run, `resume` goes on with one. What a step does is in harmony.training.step."""
 
-import gc
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +22,10 @@ from harmony.training.distributed import Place, together
 from harmony.training.journal import Journal
 from harmony.training.learner import build_learner
 from harmony.training.logs import check_installed, cut_after
+from harmony.training.process import GarbageByHand, repeatable
 from harmony.training.run_directory import RunDirectory, check_free, locked, new_run, open_run
 from harmony.training.signals import Interrupted, Signals
 from harmony.training.step import Stepper
-
-_COLLECT_EVERY = 100
-"""Steps between Python's garbage collections, which would otherwise halt one rank or another at any time."""
 
 
 def train(recipe: Recipe, out: Path | str) -> Path:
@@ -148,7 +145,8 @@ class Trainer:
             Signals() as signals,
             Journal(run, self.recipe, self.clock, self.place.device) as journal,
             closing(self.loader.batches(self.clock.step)) as batches,  # ends the workers, whatever happens
-            _garbage_by_hand(),
+            repeatable(self.recipe.efficiency.deterministic),
+            GarbageByHand() as garbage,
         ):
             while self.clock.step < self.clock.steps:
                 with journal.waiting():
@@ -168,8 +166,7 @@ class Trainer:
                     journal.log(self.clock, measured, self.learner.signs(), self.watch.skipped)
                 if step % save_every == 0:
                     self._save(run, journal)
-                if step % _COLLECT_EVERY == 0:
-                    gc.collect()
+                garbage.step(step)
             self._save(run, journal)
             stopped_by = signals.anywhere()
         if stopped_by is not None:
@@ -232,16 +229,3 @@ class Trainer:
             self.stepper.scaler.load_state_dict(training["scaler"])
         self.clock = replace(self.clock, step=state.step)
         self.watch.skipped = state.skipped
-
-
-@contextmanager
-def _garbage_by_hand() -> Iterator[None]:
-    """Python's garbage collector set aside, for the loop to call."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
