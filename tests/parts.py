@@ -28,6 +28,7 @@ ALL: dict[str, dict[str, Any]] = {
 VIEWS = {
     "global": ViewConfig(count=2, size=32, scale=(0.3, 1.0)),
     "local": ViewConfig(count=3, size=16, scale=(0.1, 0.3)),
+    "plain": ViewConfig(count=1, size=32),
 }
 
 

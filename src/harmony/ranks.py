@@ -69,11 +69,6 @@ def maximum(local: Tensor) -> Tensor:
     return largest
 
 
-def any_true(flag: Tensor) -> Tensor:
-    """Whether `flag` (bool, any shape) holds on any rank, element by element."""
-    return total(flag.to(torch.float32)) > 0
-
-
 def average_gradients(parameters: Sequence[torch.nn.Parameter], bucket_bytes: int = 64 * 2**20) -> None:
     """Average `.grad` over ranks, in place, in as few reductions as buckets of `bucket_bytes` allow.
 
@@ -111,8 +106,3 @@ def broadcast(tensors: Sequence[Tensor]) -> None:
     if count() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
-
-
-def barrier() -> None:
-    if count() > 1:
-        dist.barrier()

@@ -31,7 +31,9 @@ def test_whole_images_are_encoded_as_timm_does(name: str, size: int):
     theirs.load_state_dict(ours.trunk.state_dict())
     theirs.double().eval()
     pixels = torch.randn(2, 3, size, size, dtype=torch.float64)
-    assert torch.allclose(ours.encode(pixels).tokens, theirs.forward_features(pixels), rtol=1e-10, atol=1e-12)
+    # timm resizes positions in float32 whatever their type.
+    tolerance = 1e-10 if size == 32 else 1e-5
+    assert torch.allclose(ours.encode(pixels).tokens, theirs.forward_features(pixels), rtol=tolerance, atol=tolerance)
 
 
 def test_trunk_is_a_timm_state_dict():

@@ -24,7 +24,7 @@ def test_hard_clip_is_open_clips_loss():
     ours = losses_of(learner, batch)["clip"]
     theirs = open_clip.ClipLoss()(*features(learner, batch), learner.objectives["clip"].logit_scale.exp())
     assert_same(ours, theirs, learner)
-    assert not learner.plan.needs_teacher
+    assert not learner.plan.teacher, "plain CLIP asks the teacher for nothing"
 
 
 def test_hard_siglip_is_open_clips_loss():

@@ -9,7 +9,9 @@ from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
 from harmony.errors import UserError
 from harmony.models.text import TextTower
 from harmony.models.vision import ImageTower
+from harmony.objectives.base import ImageRequest
 from harmony.training.learner import compile_blocks
+from harmony.training.plan import encode
 
 
 @pytest.fixture
@@ -143,3 +145,39 @@ def test_checkpointing_changes_nothing():
         gradients.append([p.grad for p in learner.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_the_teacher_has_no_stochastic_depth():
+    """Its encodings are those of evaluation mode, whatever mode the learner is put into."""
+    learner = learner_of(ALL, drop_path=0.5)
+    batch = batch_of(learner)
+    for mode in (True, False, True):
+        learner.train(mode)
+        assert learner.student.training is mode
+        slow = [learner.teacher, *(slow for o in learner.objectives.values() for _, slow in o.slow_twins())]
+        assert not any(module.training for each in slow for module in each.modules())
+    encoded = encode(learner.plan.teacher, learner.teacher, batch)
+    for request in encoded:
+        if isinstance(request, ImageRequest) and request.crops is None:
+            for crop in range(2):
+                alone = learner.teacher.image.encode(batch.images["global"][crop])
+                assert torch.allclose(encoded.image(request).tokens[crop], alone.tokens, rtol=1e-10, atol=1e-12)
+
+
+def test_every_objective_off_is_refused():
+    with pytest.raises(UserError, match="every objective has weight 0"):
+        learner_of({"clip": {"weight": 0}})
+
+
+@pytest.mark.parametrize(
+    ("objectives", "words"),
+    [
+        ({"mae": {"mask_ratio": 0}}, "keeps 16 of the 16"),
+        ({"mae": {"mask_ratio": {"linear": {"from": 0.5, "to": 1.0}}}}, "keeps 0 of the 16"),
+        ({"dino": {"view": "plain", "local_view": None, "head": HEAD}}, "compares different crops"),
+        ({"mlm": {"decoder": {"heads": 3}}}, "does not divide"),
+    ],
+)
+def test_settings_that_would_give_nan_or_crash(objectives: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        learner_of(objectives)

@@ -106,7 +106,7 @@ def _train_signalled(out: Path, number: int) -> None:
     [(signal.SIGTERM, 143, 5), (signal.SIGINT, 130, 5), (signal.SIGKILL, -signal.SIGKILL, 3)],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    whole: Path, tmp_path: Path, number: int, status: int, saved: int
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int, status: int, saved: int
 ):
     """Bit for bit: every number of the log, every weight, the optimiser."""
     out = tmp_path / "run"
@@ -118,6 +118,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         assert "Traceback" not in printed
         assert not (out / ".lock").exists()
     resume(out)
+    assert f"steps {saved + 1} to 8 of 8 examples, fp32 on cpu, in {out}" in capfd.readouterr().err
     assert log_of(out) == log_of(whole)
     ours, theirs = (checkpoints.read_model(open_run(run).latest()) for run in (out, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

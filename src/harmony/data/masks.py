@@ -117,6 +117,12 @@ class BlockMasks(PatchSampler):
         return (patches * ratio).sqrt().round(), (patches / ratio).sqrt().round()
 
 
+def kept_patches(patches: int, ratio: float) -> int:
+    """int(patches * (1 - ratio)), how many stay when a share is removed."""
+    # Rounding guards against 1 - 0.9 = 0.0999...98: of 10 patches one must stay, not none.
+    return int(round(patches * (1 - ratio), 6))
+
+
 class RandomPatches(PatchSampler):
     """Hides single patches at random, equally many in every crop (MAE, arXiv 2111.06377).
 
@@ -127,8 +133,7 @@ class RandomPatches(PatchSampler):
 
     def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
         patches = grid[0] * grid[1]
-        # Rounding guards against 1 - 0.9 = 0.0999...98: N = 10 must keep one patch, not none.
-        visible = int(round(patches * (1 - self.ratio(clock)), 6))
+        visible = kept_patches(patches, self.ratio(clock))
         noise = chance.uniform(f"{name}/noise", crops, patches)
         order = noise.argsort(dim=-1, stable=True)
         hidden = torch.ones_like(noise, dtype=torch.bool).scatter_(-1, order[..., :visible], False)

@@ -53,7 +53,7 @@ def weights_of(source: str) -> State:
     if kind == "open_clip" and name:
         return _from_open_clip(name)
     if kind == "published" and name:
-        return towers_from_published(read_published(Path(name)))
+        return towers_from_published(read_published(Path(name)), "teacher")
     return _from_path(Path(source))
 
 

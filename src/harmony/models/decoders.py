@@ -4,7 +4,6 @@ Shapes: B images or captions, N patches, K kept patches, M removed patches or ma
 width, T words.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -80,7 +79,7 @@ class PixelDecoder(nn.Module):
         width = x.shape[-1]
         mask_tokens = self.mask_token.to(x.dtype).expand(len(x), self.positions.shape[1] - 1, width)
         full = mask_tokens.scatter(1, kept.expand(-1, -1, width), x[:, 1:])
-        x = torch.cat([x[:, :1], full], dim=1) + self.positions.to(x.dtype)
+        x = torch.cat([x[:, :1], full], dim=1) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.pixels(self.norm(x[:, 1:].gather(1, removed.expand(-1, -1, width))))
@@ -133,8 +132,3 @@ class WordDecoder(nn.Module):
         """
         x = self.transformer(tokens, attn_mask=attention_mask(tokens.shape[1], self.heads, end, attention))
         return self.words(self.norm(x.flatten(0, 1)[index]))
-
-
-def vocabulary_entropy() -> float:
-    """Cross-entropy of a uniform guess over the decoder's output, in nats."""
-    return math.log(VOCABULARY + 1)

@@ -60,4 +60,5 @@ class TextEncoding:
 
     def embed(self) -> Tensor:
         """(B, E), the end token in the space shared with images, not normalised."""
-        return self.project(self.norm(self.tokens[range(len(self.end)), self.end]))
+        place = self.end[:, None, None].expand(-1, 1, self.tokens.shape[-1])
+        return self.project(self.norm(self.tokens.gather(1, place)[:, 0]))

@@ -40,8 +40,9 @@ class Prototypes(nn.Module):
         self.register_buffer("length", torch.ones(prototypes, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, H) -> (M, K)."""
-        return F.linear(x, self.length * F.normalize(self.direction, dim=1))
+        """(M, H) -> (M, K), in full precision: a temperature multiplies what rounding leaves."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(self.direction.dtype), self.length * F.normalize(self.direction, dim=1))
 
 
 class PrototypeHead(nn.Module):

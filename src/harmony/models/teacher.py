@@ -13,10 +13,12 @@ class Teacher:
         self._fast: list[Tensor] = []
         self._slow: list[Tensor] = []
         for fast, slow in pairs:
-            own = dict(slow.named_parameters())
-            for name, parameter in fast.named_parameters():
-                self._fast.append(parameter)
-                self._slow.append(own[name])
+            # Persistent buffers count too, or those of a norm, say, would stay as they were at the start.
+            own = slow.state_dict(keep_vars=True)
+            for name, tensor in fast.state_dict(keep_vars=True).items():
+                if tensor.is_floating_point():
+                    self._fast.append(tensor)
+                    self._slow.append(own[name])
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:

@@ -10,12 +10,12 @@ Shapes: B images, N patches, K kept patches, D width, S tokens laid end to end.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -97,6 +97,8 @@ class ImageTower(nn.Module):
         width, patch, prefix, depth: D, patch side in px, number of class and register tokens, number of blocks.
     """
 
+    drop_rates: Tensor
+
     def __init__(self, config: ImageConfig, size: int, embed: int) -> None:
         """Build from settings.
 
@@ -116,6 +118,8 @@ class ImageTower(nn.Module):
         self.depth: int = len(self.trunk.blocks)
         self.positions = config.positions
         self.drop_path = [config.drop_path * block / max(self.depth - 1, 1) for block in range(self.depth)]
+        self.register_buffer("drop_rates", torch.tensor(self.drop_path), persistent=False)
+        self._resize: dict[tuple[tuple[int, int], torch.dtype, torch.device], Tensor] = {}
         self.checkpointing = False
         self.mask_token = nn.Parameter(torch.zeros(self.width))
         self.proj = nn.Linear(self.width, embed, bias=False)
@@ -183,12 +187,10 @@ class ImageTower(nn.Module):
         prefix, patches = (table[:, :count] if count else None), table[:, count:]
         if grid == tuple(own):
             return prefix, patches
-        if self.positions == "antialiased":
-            return prefix, resample_abs_pos_embed(patches, list(grid), list(own), num_prefix_tokens=0)
-        # As published: the scale factor (n + 0.1) / N stands in for the exact ratio, and nothing is antialiased.
-        scale = ((grid[0] + 0.1) / own[0], (grid[1] + 0.1) / own[1])
-        plane = patches.unflatten(1, own).permute(0, 3, 1, 2)
-        return prefix, F.interpolate(plane, scale_factor=scale, mode="bicubic").flatten(2).transpose(1, 2)
+        if (grid, table.dtype, table.device) not in self._resize:
+            matrix = resize_matrix((own[0], own[1]), grid, self.positions)
+            self._resize[grid, table.dtype, table.device] = matrix.to(table.device, table.dtype)
+        return prefix, self._resize[grid, table.dtype, table.device] @ patches
 
     def _stochastic_depth(self, segments: Sequence[Segment], packing: Packing) -> Tensor | None:
         """(depth, 2, S, 1) factors of the residual branches: 0 for a dropped image, 1 / (1 - rate) for the others.
@@ -201,10 +203,29 @@ class ImageTower(nn.Module):
         for segment, (_, length) in zip(segments, packing.shapes, strict=True):
             assert segment.chance is not None
             drawn = segment.chance.uniform("drop_path", self.depth, 2)
-            survival = 1 - torch.tensor(self.drop_path, device=drawn.device)[:, None]
+            survival = 1 - self.drop_rates[:, None]
             factor = (drawn < survival).to(drawn.dtype) / survival
             factors.append(factor.permute(1, 2, 0).repeat_interleave(length, dim=2))
         return torch.cat(factors, dim=2)[..., None]
+
+
+def resize_matrix(own: tuple[int, int], grid: tuple[int, int], how: Literal["antialiased", "published"]) -> Tensor:
+    """Bicubic interpolation of a grid as the linear map that it is, (rows * columns, own rows * own columns) float64.
+
+    A matrix product has a gradient that is the same every time, which the gradient of an interpolation on a GPU is not.
+
+    Args:
+        own: rows and columns of the learned positions.
+        grid: rows and columns wanted.
+        how: antialiased to the exact grid, as timm does it, or by the published code's scale (n + 0.1) / N without.
+    """
+    units = torch.eye(own[0] * own[1], dtype=torch.float64).view(1, -1, *own)
+    if how == "antialiased":
+        resized = F.interpolate(units, size=grid, mode="bicubic", antialias=True)
+    else:
+        scale = ((grid[0] + 0.1) / own[0], (grid[1] + 0.1) / own[1])
+        resized = F.interpolate(units, scale_factor=scale, mode="bicubic")
+    return resized[0].flatten(1).T
 
 
 def _inner_norm(attn: Attention) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
+from harmony.errors import UserError
 from harmony.models.heads import HeadConfig, PrototypeHead
 from harmony.models.towers import Towers, slow_copy
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
@@ -62,6 +63,11 @@ class Dino(Objective):
         self.student = [ImageRequest(config.view, replace=config.mask)]
         if config.local_view is not None:
             self.student.append(ImageRequest(config.local_view))
+        elif views[config.view].count == 1:
+            raise UserError(
+                f"objective dino compares different crops of an image, and there is one; set "
+                f"views.{config.view}.count=2 or give it a local_view"
+            )
 
     def requests(self) -> Sequence[Request]:
         return [self.teacher, *self.student]

@@ -4,15 +4,16 @@ Shapes: V crops, B images, N patches, K kept patches, R = N - K removed ones, P 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from harmony.data.batch import Batch, Mask
-from harmony.data.masks import MaskSampler, RandomPatches
+from harmony.data.masks import MaskSampler, RandomPatches, kept_patches
 from harmony.data.views import ViewConfig
+from harmony.errors import UserError
 from harmony.models.decoders import PixelDecoder
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
@@ -24,6 +25,12 @@ class PixelDecoderConfig(BaseModel):
     """Sizes of the pixel decoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
 
     width: Annotated[int, Field(ge=4, multiple_of=4, description="token width")] = 512
     depth: Annotated[int, Field(ge=1, description="number of blocks")] = 8
@@ -58,10 +65,17 @@ class Mae(Objective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         decoder = config.decoder
+        rows, columns = towers.image.grid(views[config.view].size)
+        for ratio in (config.mask_ratio.start, config.mask_ratio.stop):
+            if not 0 < kept_patches(rows * columns, ratio) < rows * columns:
+                raise UserError(
+                    f"objectives.mae.mask_ratio {ratio:g} keeps {kept_patches(rows * columns, ratio)} of the "
+                    f"{rows * columns} patches of view {config.view!r}; it must keep some and remove some"
+                )
         self.patch = towers.image.patch
         self.decoder = PixelDecoder(
             towers.image.width,
-            towers.image.grid(views[config.view].size),
+            (rows, columns),
             self.patch,
             decoder.width,
             decoder.depth,

@@ -58,9 +58,13 @@ class Mlm(Objective):
         if towers.text is None:
             raise UserError("objective mlm reads captions, but model.text is null; give the text tower's sizes")
         decoder = config.decoder
-        self.decoder = WordDecoder(
-            towers.text.width, decoder.heads or towers.text.heads, decoder.layers, decoder.activation, decoder.init
-        )
+        heads = decoder.heads or towers.text.heads
+        if towers.text.width % heads:
+            raise UserError(
+                f"objectives.mlm.decoder.heads {heads} does not divide the text tower's width {towers.text.width}; "
+                "set it to null for the tower's own"
+            )
+        self.decoder = WordDecoder(towers.text.width, heads, decoder.layers, decoder.activation, decoder.init)
         self.student = TextRequest(replace="words", attention=config.attention)
 
     def masks(self) -> Mapping[str, MaskSampler]:
@@ -75,7 +79,7 @@ class Mlm(Objective):
         words = batch.captions["caption"].flatten()[hidden.index]  # (M,)
         scores = full_precision(self.decoder(reading.tokens, reading.end, hidden.index, self.config.attention))
         # Ranks hide different numbers of words; dividing by their mean number makes the mean over ranks the joint mean.
-        number = ranks.mean(scores.new_tensor(float(len(words)))).clamp(min=1)
+        number = ranks.mean(scores.new_full((), len(words))).clamp(min=1 / ranks.count())
         if at.logged:
             self.signs = {"accuracy": (scores.argmax(-1) == words).to(scores.dtype).sum() / max(len(words), 1)}
         return {"mlm": F.cross_entropy(scores, words, reduction="sum") / number}

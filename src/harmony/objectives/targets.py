@@ -41,7 +41,7 @@ class Centre(nn.Module):
     def observe_mean(self, mean: Tensor, count: int | Tensor) -> None:
         """Take note of `count` scores through their mean (K,)."""
         total = mean.detach().to(self.mean.dtype) * count
-        number = torch.as_tensor(count, dtype=self.mean.dtype, device=self.mean.device)
+        number = self.mean.new_ones(()) * count
         self._total = total if self._total is None else self._total + total
         self._count = number if self._count is None else self._count + number
 
@@ -80,7 +80,7 @@ def centred(scores: Tensor, centre: Centre, temperature: float) -> Tensor:
 def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Targets (M, K) that use all prototypes alike over all ranks' tokens (SwAV, arXiv 2006.09882, section 3.1)."""
     logits = full_precision(scores) / temperature
-    tokens = ranks.total(torch.tensor(float(len(scores)), device=scores.device, dtype=logits.dtype))
+    tokens = ranks.total(logits.new_full((), len(scores)))
     top = ranks.maximum(logits.max() if len(scores) else logits.new_full((), float("-inf")))
     q = (logits - top).exp()
     for _ in range(iterations):

@@ -60,7 +60,6 @@ class TextDistillation(Objective):
         self.head = PrototypeHead(towers.text.width, config.head)
         self.teacher_head = slow_copy(self.head)
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
-        self.context = towers.text.context
         self.student = TextRequest(replace=config.mask, attention=config.attention)
         self.teacher = TextRequest(model="teacher")
 

@@ -87,9 +87,9 @@ def save(
     Raises:
         UserError: there is no room on the disk. Earlier checkpoints are as they were.
     """
-    if directory / f"step-{state.step:08}" in every(directory):
-        return directory / f"step-{state.step:08}"
     aside, final = directory / f"{_ASIDE}{state.step:08}-{os.getpid()}", directory / f"step-{state.step:08}"
+    if final in every(directory):
+        return final
     needed = _bytes(model) + _bytes(training) + _MEBIBYTE
     try:
         directory.mkdir(exist_ok=True)
@@ -112,9 +112,8 @@ def save(
             raise _no_room(directory, needed) from error
         raise
     for old in every(directory)[:-keep]:
-        shutil.rmtree(
-            old.rename(directory / f"{_ASIDE}{old.name}")
-        )  # renamed first, so that it is never seen half-gone
+        half_gone = old.rename(directory / f"{_ASIDE}{old.name}")  # so that no half of it is taken for a checkpoint
+        shutil.rmtree(half_gone)
     return final
 
 
@@ -241,7 +240,7 @@ def _bytes(value: Any) -> int:
 def _is_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error; safetensors and torch wrap the system's error in their own."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or f"os error {errno.ENOSPC})" in str(error):
+        if getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from harmony.interchange.start import start_from
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
 from harmony.models.vision import PackedBlock
-from harmony.objectives.base import Encoded, ImageRequest, Objective, TextRequest
+from harmony.objectives.base import Encoded, Objective, TextRequest
 from harmony.objectives.registry import kinds
 from harmony.schedules import At, Clock
+from harmony.training.diagnostics import feature_signs
 from harmony.training.plan import Group, Plan, encode
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Learner(nn.Module):
 
     Attributes:
         student: the towers that gradients train.
-        teacher: their slow copies, or None when no objective has a use for them.
+        teacher: their slow copies, which are what is evaluated.
         objectives: all objectives of the recipe by name; those of weight 0 keep their heads and masks but do not run.
         plan: the passes of a step.
     """
@@ -64,11 +65,20 @@ class Learner(nn.Module):
         self.student = towers
         self.objectives = nn.ModuleDict(objectives)
         active = {name: objective for name, objective in objectives.items() if not objective.config.weight.is_zero}
+        if not active:
+            raise UserError("every objective has weight 0, so nothing would be trained; give one a weight")
         self.plan = Plan(active, views, self.masks(), towers.text is not None, joint)
         self.teacher = slow_copy(towers)
         self._slow = Teacher(self._pairs())
         self._signs: dict[str, Tensor] = {}
         self._active = tuple(active)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but slow copies stay in evaluation mode: a target has no stochastic depth."""
+        super().train(mode)
+        for _, slow in self._pairs():
+            slow.eval()
+        return self
 
     def masks(self) -> dict[str, MaskSampler]:
         """All masks to be drawn each step, by name."""
@@ -97,7 +107,8 @@ class Learner(nn.Module):
             encoded = slow.joined(encode(group.student, self.student, batch))
             yield self._losses(group, batch, encoded, clock, logged)
             if logged:
-                self._signs |= _signs_of_features(group, encoded)
+                self._signs |= _signs_of_features(encoded)
+            del encoded  # or it would be alive while the next group is encoded
 
     def _losses(self, group: Group, batch: Batch, encoded: Encoded, clock: Clock, logged: bool) -> GroupLosses:
         result = GroupLosses(group.objectives, {}, {})
@@ -195,18 +206,18 @@ def _named(objective: str, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _signs_of_features(group: Group, encoded: Encoded) -> dict[str, Tensor]:
-    """Rank and spread of the student's and the teacher's features of a whole image and a whole caption."""
-    from harmony.training.diagnostics import feature_signs
-
-    signs: dict[str, Tensor] = {}
+def _signs_of_features(encoded: Encoded) -> dict[str, Tensor]:
+    """Rank and spread of each model's features, of the largest crops that it sees whole and of whole captions."""
+    features: dict[str, Tensor] = {}
+    largest: dict[str, int] = {}
     for request in encoded:
-        if isinstance(request, ImageRequest) and request.keep is None:
-            name, features = f"{request.model}_image", encoded.image(request).cls[0]
-        elif isinstance(request, TextRequest) and request.replace is None:
-            name, features = f"{request.model}_text", encoded.text(request).embed()
-        else:
+        if request.replace is not None:
             continue
-        for sign, value in feature_signs(features.float()).items():
-            signs.setdefault(f"{name}/{sign}", value)
-    return signs
+        if isinstance(request, TextRequest):
+            features[f"{request.model}_text"] = encoded.text(request).embed()
+        elif request.keep is None:
+            encoding, name = encoded.image(request), f"{request.model}_image"
+            if encoding.tokens.shape[-2] > largest.get(name, 0):
+                largest[name] = encoding.tokens.shape[-2]
+                features[name] = encoding.cls[0]
+    return {f"{name}/{sign}": v for name, x in features.items() for sign, v in feature_signs(x.float()).items()}

@@ -9,6 +9,7 @@ in which case there is one group. The teacher's passes run once for all groups, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from harmony.data.batch import Batch
@@ -77,11 +78,6 @@ class Plan:
             for names in _tie(requests, joint)
         ]
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any objective asks the teacher for an encoding."""
-        return bool(self.teacher)
-
 
 def encode(passes: Passes, towers: Towers, batch: Batch) -> Encoded:
     """Run the passes and sort the encodings by the requests that asked for them."""
@@ -113,8 +109,10 @@ def _segment(request: ImageRequest, batch: Batch) -> Segment:
 
 
 def _pick(tensor: Tensor, crops: list[int]) -> Tensor:
-    """The given crops of a (V, ...) tensor; the tensor itself when these are all of them."""
-    return tensor if crops == list(range(len(tensor))) else tensor[crops]
+    """The given crops of a (V, ...) tensor; a part of it, not a copy, when they follow each other."""
+    if crops == list(range(crops[0], crops[0] + len(crops))):
+        return tensor[crops[0] : crops[0] + len(crops)]
+    return torch.stack([tensor[crop] for crop in crops])
 
 
 def _by_crop(encoding: ImageEncoding, images: int) -> ImageEncoding:
@@ -131,8 +129,8 @@ def _part(asked: Request, merged: Request, encoding: ImageEncoding | TextEncodin
     if asked.crops == merged.crops:
         return encoding
     places = [merged.crops.index(crop) for crop in asked.crops]
-    layers = {index: tokens[places] for index, tokens in encoding.layers.items()}
-    return replace(encoding, tokens=encoding.tokens[places], layers=layers)
+    layers = {index: _pick(tokens, places) for index, tokens in encoding.layers.items()}
+    return replace(encoding, tokens=_pick(encoding.tokens, places), layers=layers)
 
 
 def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConfig]) -> Passes:

@@ -108,7 +108,7 @@ class EfficiencyConfig(_Settings):
     checkpointing: Literal["none", "blocks"] = Field(
         "none", description="blocks keeps only the inputs of the towers' blocks and computes the rest again in backward"
     )
-    compile: bool = Field(False, description="compile the towers' blocks with torch.compile")
+    compile: bool = Field(False, description="compile the image towers' blocks with torch.compile")
     deterministic: bool = Field(
         True, description="choose kernels that repeat bit for bit; false allows faster ones on a GPU"
     )

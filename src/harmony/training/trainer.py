@@ -148,6 +148,8 @@ class Trainer:
             repeatable(self.recipe.efficiency.deterministic),
             GarbageByHand() as garbage,
         ):
+            if self.clock.step < self.clock.steps:
+                journal.say(self._headline(run))
             while self.clock.step < self.clock.steps:
                 with journal.waiting():
                     loaded = self._load(batches, signals)
@@ -172,6 +174,17 @@ class Trainer:
         if stopped_by is not None:
             journal.say(f"Stopped and saved at step {self.clock.step}; go on with `harmony resume {run.path}`")
             raise Interrupted(stopped_by)
+
+    def _headline(self, run: RunDirectory) -> str:
+        """What is about to be done, in a line."""
+        recipe, clock = self.recipe, self.clock
+        trained = sum(parameter.numel() for parameter in self.stepper.gradients.parameters)
+        ranks_too = f" x {self.place.ranks}" if self.place.ranks > 1 else ""
+        return (
+            f"{recipe.name}: {trained / 1e6:.1f} M parameters, {self.data['examples']} examples, "
+            f"steps {clock.step + 1} to {clock.steps} of {recipe.data.batch_size} examples, "
+            f"{recipe.train.precision} on {self.place.device.type}{ranks_too}, in {run.path}"
+        )
 
     def _load(self, batches: Iterator[Batch], signals: Signals) -> list[Batch]:
         """The micro-batches of the next step, on the host; none when a signal stops the run on any rank."""
