@@ -38,9 +38,6 @@ HERE = Place(torch.device("cpu"), rank=0, ranks=1)
 # What is proven here is proven on the CPU, wherever the tests run.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# What is proven here is proven on the CPU, wherever the tests run.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 MEASURED_BY_THE_CLOCK = ("examples_per_second", "data_wait", "memory_gib")
 
 

@@ -1,0 +1,57 @@
+"""Every recipe trains: shrunk to seconds where it is large, and `flickr8k-small` as it is, on the real data."""
+
+import math
+from pathlib import Path
+
+import pytest
+from runs import TINY, log_of
+
+from harmony import recipe as recipes
+from harmony import recipe_files
+from harmony.evaluation import run as evaluate
+from harmony.training import trainer
+
+KEPT = ("harmony", "harmony-published")
+"""Recipes whose schedules, views and objectives are trained as written, at tiny sizes."""
+
+
+@pytest.mark.parametrize("name", recipe_files.names())
+def test_a_recipe_trains_for_some_steps(name: str, tmp_path: Path):
+    sizes = [item for item in TINY if name not in KEPT or not item.startswith(("optim", "views.local"))]
+    local = ["views.local={count: 8, size: 16}", "optim.warmup=1 step"] if name in KEPT else []
+    recipe = recipes.load(name, [*sizes, *local, "train={steps: 2, precision: fp32}"])
+    log = log_of(trainer.train(recipe, tmp_path / "run"))
+    assert [line["step"] for line in log] == [1, 2]
+    losses = {key for key in log[0] if key.startswith("loss/")}
+    assert losses == {f"loss/{objective}" for objective in recipe.objectives}
+    assert all(math.isfinite(line[key]) for line in log for key in losses)
+
+
+def test_flickr8k_small_learns_resumes_and_is_evaluated(shared: Path, tmp_path: Path):
+    """The recipe itself, on real images and captions. (What a whole run does to every loss is in docs/flickr8k.md.)"""
+    flickr = shared / "data" / "captions" / "flickr8k"
+    overrides = [
+        f"data.train=shards:{flickr}/train-{{00000..00011}}.tar",
+        f"data.val=shards:{flickr}/val-{{00000..00001}}.tar",
+        "data.batch_size=16",
+        "data.workers=0",
+        "optim={lr: 0.02, warmup: 2 steps}",
+        "train={steps: 12, log_every: 1 step, checkpoint_every: 6 steps}",
+    ]
+    recipe = recipes.load("flickr8k-small", overrides)
+    out = trainer.train(recipe, tmp_path / "run")
+    log = log_of(out)
+    for key in ("loss", *(f"loss/{objective}" for objective in recipe.objectives)):
+        values = [line[key] for line in log]
+        assert all(map(math.isfinite, values)), key
+        if key in ("loss", "loss/mae", "loss/mlm"):  # the others' targets still move at this age
+            assert sum(values[-3:]) < 0.95 * sum(values[:3]), key
+    newest = max((out / "checkpoints").iterdir())
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()  # as if the run had been killed after its sixth step
+    trainer.resume(out)
+    assert log_of(out) == log, "a resumed run repeats the steps that were lost, bit for bit"
+    metrics = evaluate(str(out), "retrieval", recipe.data.val, settings={"max_examples": 64}, out=tmp_path / "val")
+    assert metrics["images"] == 64 and metrics["captions"] >= 64 * 4
+    assert metrics["chance_text_to_image_recall@10"] == pytest.approx(10 / 64)
