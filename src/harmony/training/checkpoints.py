@@ -49,7 +49,7 @@ class State:
         skipped: updates left out because something was not finite.
         data: URI, number of examples and fingerprint of the training data.
         ranks: number of processes.
-        harmony, torch: versions.
+        harmony, torch, timm, open_clip: versions.
         recipe: fingerprint of the settings that may change results.
         format: `FORMAT` at the time of writing.
     """
@@ -61,8 +61,10 @@ class State:
     skipped: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     ranks: int = 1
-    harmony: str = field(default_factory=lambda: _version())
+    harmony: str = field(default_factory=lambda: version_of("harmony"))
     torch: str = str(torch.__version__)
+    timm: str = field(default_factory=lambda: version_of("timm"))
+    open_clip: str = field(default_factory=lambda: version_of("open_clip_torch"))
     recipe: str = ""
     format: int = FORMAT
 
@@ -197,9 +199,10 @@ def _broken(path: Path, error: Exception) -> UserError:
     )
 
 
-def _version() -> str:
+def version_of(package: str) -> str:
+    """The installed version of a package."""
     try:
-        return version("harmony")
+        return version(package)
     except PackageNotFoundError:  # run from its sources without having been installed
         return "unknown"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harmony import ranks, recipe_files
 from harmony import recipe as recipes
-from harmony import recipe_files
 from harmony.errors import UserError
 from harmony.recipe import Recipe
 from harmony.training.checkpoints import State, read_state
@@ -29,7 +29,11 @@ def check(run: RunDirectory, checkpoint: Path, recipe: Recipe, force: bool) -> S
         UserError: something that changes results differs; it is named.
     """
     state = read_state(checkpoint)
-    _refuse(run, [*_recipe(recipes.load(checkpoint / "recipe.yaml"), recipe), *_software(state)], force)
+    _refuse(
+        run,
+        [*_recipe(recipes.load(checkpoint / "recipe.yaml"), recipe), *_software(state), *_ranks(state, recipe)],
+        force,
+    )
     return state
 
 
@@ -115,6 +119,16 @@ def _data(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _software(state: State) -> Iterator[str]:
-    before, now = (".".join(text.split(".")[:2]) for text in (state.torch, torch.__version__))
-    if before != now:
-        yield f"torch was {before} and is {now}"
+    installed = State(step=0, steps=0, epoch_steps=0, examples=0)
+    for package in ("torch", "timm", "open_clip"):
+        before, now = (".".join(getattr(each, package).split(".")[:2]) for each in (state, installed))
+        if before != now:
+            yield f"{package} was {before} and is {now}"
+
+
+def _ranks(state: State, recipe: Recipe) -> Iterator[str]:
+    if recipe.data.chance == "position" and state.ranks != ranks.count():
+        yield (
+            f"the run had {state.ranks} processes and has {ranks.count()}, and with data.chance=position its random "
+            "numbers depend on that"
+        )

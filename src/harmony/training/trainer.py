@@ -150,6 +150,8 @@ class Trainer:
         ):
             if self.clock.step < self.clock.steps:
                 journal.say(self._headline(run))
+            for problem in self.loader.source.problems():
+                journal.say(f"In the data: {problem}")
             while self.clock.step < self.clock.steps:
                 with journal.waiting():
                     loaded = self._load(batches, signals)
