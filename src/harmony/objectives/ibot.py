@@ -97,11 +97,11 @@ class Ibot(Objective):
         log_student = (full_precision(head(hidden)) / at.student_temperature).log_softmax(dim=-1)
         with torch.no_grad():
             patches = encoded.image(self.teacher).patches.flatten(0, 2)  # (V * B * N, D)
-            places = teacher_head.bottleneck(patches)
-            scores = full_precision(teacher_head.prototypes(places[mask.index]))
+            bottleneck = teacher_head.bottleneck(patches)
+            scores = full_precision(teacher_head.prototypes(bottleneck[mask.index]))
             targets = self.targets(scores, at.teacher_temperature)
             # The last layer is linear, so the mean score of all patches is the score of the mean: no (V B N, K) tensor.
-            self.centre.observe_mean(full_precision(teacher_head.prototypes(places.mean(0))), len(places))
+            self.centre.observe_mean(full_precision(teacher_head.prototypes(bottleneck.mean(0))), len(bottleneck))
         cross_entropy = -(targets * log_student).sum(-1)
         images = mask.masked.shape[0] * mask.masked.shape[1]
         loss = (cross_entropy * mask.share(cross_entropy.dtype)).sum() / images

@@ -44,7 +44,7 @@ class TextDistillation(Objective):
             Literal["scores", "probabilities"],
             Field(
                 description="what the centre is the mean of: the teacher's scores of the words, or, as published, its "
-                "softmax outputs with the padding counted in, which centres nothing (audit C4)"
+                "softmax outputs, which centres nothing (audit C4)"
             ),
         ] = "scores"
         freeze_prototypes: Annotated[
@@ -86,15 +86,15 @@ class TextDistillation(Objective):
 
     def _observe(self, reading: TextEncoding, temperature: float) -> None:
         tokens = reading.tokens  # (B, T, D)
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        words = (place <= reading.end[:, None]).to(tokens.dtype)[..., None]  # (B, T, 1), without the padding
         if self.config.centre_on == "probabilities":
-            self.centre.observe(centred(self.teacher_head(tokens.flatten(0, 1)), self.centre, temperature))
+            means = centred(self.teacher_head(tokens), self.centre, temperature)
+            self.centre.observe_mean((means * words).sum((0, 1)) / words.sum(), words.sum())
             return
-        # The mean score of the words is the score of their mean place: the last layer is linear.
-        words = (torch.arange(tokens.shape[1], device=tokens.device) <= reading.end[:, None]).to(tokens.dtype)[
-            ..., None
-        ]
-        places = (self.teacher_head.bottleneck(tokens) * words).sum((0, 1)) / words.sum()
-        self.centre.observe_mean(full_precision(self.teacher_head.prototypes(places)), words.sum())
+        # The mean score of the words is the score of their mean bottleneck: the last layer is linear.
+        mean = (self.teacher_head.bottleneck(tokens) * words).sum((0, 1)) / words.sum()
+        self.centre.observe_mean(full_precision(self.teacher_head.prototypes(mean)), words.sum())
 
     def before_update(self, at: At) -> None:
         if at.clock.step < self.config.freeze_prototypes.steps(at.clock):
