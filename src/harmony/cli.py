@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from harmony.disk import is_full, no_room
 from harmony.errors import UserError
 
 if TYPE_CHECKING:
@@ -208,17 +209,19 @@ def cost(
 @data.command("inspect")
 def data_inspect(
     uri: Uri,
-    sheet: Annotated[Path, typer.Option(metavar="FILE", help="Where the sheet of images goes (a PNG file).")] = Path(
-        "data-sheet.png"
-    ),
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw a sheet of images into this PNG file.", show_default=False)
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Read every example, not just a thousand spread evenly.")
     ] = False,
 ) -> None:
-    """Show counts, sizes, caption lengths and what is bad, and draw a sheet of images."""
+    """Show counts, sizes, caption lengths and what is bad, and draw a sheet of images when asked to."""
     from harmony.data import inspect
 
-    inspect.show(uri, sheet, most=None if every else inspect.LOOKED_AT)
+    found = inspect.show(uri, sheet, most=None if every else inspect.LOOKED_AT)
+    if not found.widths:
+        raise UserError(f"none of the {found.looked_at:,} images looked at can be used; mend {uri} or name other data")
 
 
 @data.command("index")
@@ -294,6 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # a signal stopped the run, which has said so and saved
         return int(stop.code or 0)
     except Exception as error:
+        if is_full(error):
+            return _told(str(no_room(getattr(error, "filename", None))), 2)
         message = _about_failure(error)
         if message is None:
             raise

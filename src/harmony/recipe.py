@@ -2,11 +2,21 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from harmony import recipe_files
 from harmony.data.settings import DataConfig
@@ -66,9 +76,9 @@ class Recipe(BaseModel):
         return written
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self, info: ValidationInfo) -> Self:
         _check_crops(self)
-        _check_names(self)
+        _check_names(self, removed=(info.context or {}).get("removed", ()))
         _check_length(self)
         _check_evaluation(self)
         return self
@@ -105,23 +115,38 @@ def load(name_or_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) 
     Raises:
         UserError: anything in it is wrong or still to be given.
     """
-    values = _values(name_or_path, overrides)
+    values, below = _values(name_or_path, overrides)
     to_give = recipe_files.missing(values)
     if to_give:
         added = " ".join(f"{key}=..." for key in to_give)
         example = ' (as in data.train="shards:pairs-{00000..00011}.tar")' if "data.train" in to_give else ""
         raise UserError(f"the recipe {values['name']!r} leaves {' and '.join(to_give)} open; add {added}{example}")
-    return validated(Recipe, values)
+    return _checked(values, below)
 
 
 def resolve(name_or_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """As `load`, but data may still be open (`???`): for looking at a recipe and for its cost."""
-    return validated(Recipe, _values(name_or_path, overrides))
+    return _checked(*_values(name_or_path, overrides))
 
 
-def _values(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]) -> Values:
-    values = recipe_files.with_overrides(recipe_files.read(str(name_or_path)), overrides)
-    return recipe_files.without_removed(values)
+def _values(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]) -> tuple[Values, Values]:
+    """The values with what was removed still there as null, and what they were before the overrides."""
+    below = recipe_files.read(str(name_or_path))
+    return recipe_files.with_overrides(below, overrides), below
+
+
+def _checked(values: Values, below: Values) -> Recipe:
+    views, before = (
+        section if isinstance(section, dict) else {} for section in (values.get("views"), below.get("views"))
+    )
+    removed = [name for name, view in views.items() if view is None]
+    recipe = validated(Recipe, recipe_files.without_removed(values), removed=removed)
+    used = {view for _, _, view, _ in _named_views(recipe)}
+    for name in recipe.views:
+        if name not in used and name not in before:
+            hint = str(unknown("view", name, used)).partition("; ")[2]
+            raise UserError(f"no objective uses the view {name!r}; {hint} (an objective's view names the one it uses)")
+    return recipe
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
@@ -173,19 +198,26 @@ def _check_crops(recipe: Recipe) -> None:
             )
 
 
-def _check_names(recipe: Recipe) -> None:
-    """The views that objectives name; their masks and borrowed heads are looked up when the objectives are built."""
+def _named_views(recipe: Recipe) -> Iterator[tuple[str, str, str, bool]]:
+    """Every view that an objective names: objective, setting, view, and whether the setting may be null."""
     for objective, config in recipe.objectives.items():
         for name, field in type(config).model_fields.items():
             view = getattr(config, name)
-            if name.split("_")[-1] == "view" and view is not None and view not in recipe.views:
-                hint = str(unknown("view", view, recipe.views)).partition("; ")[2]
-                none = (
-                    f"; objectives.{objective}.{name}=null does without"
-                    if NoneType in get_args(field.annotation)
-                    else ""
-                )
-                raise UserError(f"objectives.{objective}.{name} is {view!r}, but no view has this name; {hint}{none}")
+            if name.split("_")[-1] == "view" and view is not None:
+                yield objective, name, view, NoneType in get_args(field.annotation)
+
+
+def _check_names(recipe: Recipe, removed: Collection[str]) -> None:
+    """The views that objectives name; their masks and borrowed heads are looked up when the objectives are built."""
+    for objective, name, view, optional in _named_views(recipe):
+        if view in recipe.views:
+            continue
+        key = f"objectives.{objective}.{name}"
+        without = f"{key}=null does without" if optional else f"objectives.{objective}=null does without the objective"
+        if view in removed:
+            raise UserError(f"{key} is {view!r}, but this view was removed; {without}")
+        hint = str(unknown("view", view, recipe.views)).partition("; ")[2]
+        raise UserError(f"{key} is {view!r}, but no view has this name; {hint}{f' ({without})' if optional else ''}")
 
 
 def _check_length(recipe: Recipe) -> None:

@@ -115,10 +115,12 @@ def _read(path: Path, within: tuple[Path, ...]) -> Values:
     values.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
     extends = values.pop("extends", None)
     if extends is None:
+        _check_removals({}, values)
         return values
     if not isinstance(extends, str):
         raise UserError(f"{path}: extends must be the name or the file of one recipe, not {extends!r}")
     below = _read(find(extends, beside=path.parent), (*within, path.resolve()))
+    _check_removals(below, values)
     return merged({key: value for key, value in below.items() if key not in _NOT_INHERITED}, values)
 
 
@@ -152,10 +154,12 @@ def _problem(error: yaml.YAMLError) -> str:
     return getattr(error, "problem", None) or " ".join(str(error).split())
 
 
-def written(values: Values) -> str:
+def written(values: Values, width: int = 110) -> str:
     """As YAML text: the sections with a line for each key, the innermost lists and mappings within one line."""
     sections = {key: _Section(value) if isinstance(value, dict) and value else value for key, value in values.items()}
-    text = yaml.dump(sections, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    text = yaml.dump(
+        sections, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=width, allow_unicode=True
+    )
     return str(text)
 
 
@@ -183,6 +187,8 @@ def _is_whole(old: Values, new: Values) -> bool:
     """Whether a new mapping stands for itself: a complete schedule, or another kind of schedule or mask."""
     if is_schedule(new) and {"from", "to"} <= set(next(iter(new.values())) or ()):
         return True
+    if is_schedule(old) and len(new) == 1 and not is_schedule(new):
+        return True  # a misspelled kind, to be told of as it was written
     return len(old) == len(new) == 1 and set(old) != set(new) and {*old, *new} <= _KINDS
 
 
@@ -198,7 +204,9 @@ def with_overrides(values: Values, overrides: Iterable[str]) -> Values:
         if not equals or not all(parts):
             raise UserError(f"{override!r} is not an override; write key=value, as in train.epochs=10")
         _check_path(values, parts, override)
-        values = merged(values, _nested(parts, _value(key, text.strip())))
+        changed = _nested(parts, _value(key, text.strip()))
+        _check_removals(values, changed)
+        values = merged(values, changed)
     return values
 
 
@@ -229,6 +237,15 @@ def _check_path(values: Values, parts: Sequence[str], override: str) -> None:
                 f"the override {override!r} cannot be made: {'.'.join(parts[: depth + 1])} is the value {section!r}, "
                 "not a section"
             )
+
+
+def _check_removals(below: Values, above: Values) -> None:
+    """Only what is there can be removed."""
+    for section in _REMOVABLE:
+        there, changed = below.get(section), above.get(section)
+        for name, value in changed.items() if isinstance(changed, dict) else ():
+            if value is None and name not in (there or {}):
+                raise unknown(section[:-1], name, there or {})
 
 
 def _nested(parts: Sequence[str], value: Any) -> Values:

@@ -31,7 +31,16 @@ def _lines(owner: Any, values: dict[str, Any], indent: int, width: int) -> Itera
             yield from _beside(f"{' ' * indent}{key}:", meaning, width)
             yield from _lines(inner, value, indent + 2, width)
         else:
-            yield from _beside(" " * indent + recipe_files.written_in_line({key: value}), meaning, width)
+            line = " " * indent + recipe_files.written_in_line({key: value})
+            fits = len(line) <= width or not isinstance(value, list)
+            first, *rest = [line] if fits else _over_lines(key, value, indent, width)
+            yield from _beside(first, meaning, width)
+            yield from rest
+
+
+def _over_lines(key: str, value: list[Any], indent: int, width: int) -> list[str]:
+    """A list that is too long for one line."""
+    return [" " * indent + line for line in recipe_files.written({key: value}, width - indent).splitlines()]
 
 
 def _inside(owner: Any, key: str) -> tuple[Any, str | None]:

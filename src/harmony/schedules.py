@@ -12,7 +12,9 @@ that is longer than the run is simply not finished when the run ends.
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
@@ -54,6 +56,8 @@ class Duration(BaseModel):
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0:
             return cls(amount=0, unit="steps")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 and math.isfinite(value):
+            raise ValueError(f"{value:g} is not a duration; write it as '{value:g} steps' or '{value:g} epochs'")
         match = _DURATION.match(value) if isinstance(value, str) else None
         if not match:
             raise ValueError(f"{value!r} is not a duration; write it as '10 epochs', '500 steps' or '30%'")
@@ -81,6 +85,11 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 class Schedule(BaseModel):
     """A number as a function of the place in the run; see the module's text for how a recipe writes it."""
 
@@ -102,7 +111,9 @@ class Schedule(BaseModel):
             if shape in ("linear", "cosine") and isinstance(spec, dict):
                 extra = set(spec) - {"from", "to", "over"}
                 if extra:
-                    raise ValueError(f"a schedule knows from, to and over, not {', '.join(sorted(map(str, extra)))}")
+                    names = sorted(map(str, extra))
+                    hint = _nearest(names[0], ("from", "to", "over"))
+                    raise ValueError(f"a schedule knows from, to and over, not {', '.join(names)}{hint}")
                 if not {"from", "to"} <= set(spec):
                     raise ValueError("a schedule needs from and to, as in {cosine: {from: 1.0, to: 0.2}}")
                 for end in ("from", "to"):
@@ -110,6 +121,8 @@ class Schedule(BaseModel):
                         raise ValueError(f"a schedule's {end} must be a number, not {spec[end]!r}")
                 over = Duration.parse(spec["over"]) if spec.get("over") is not None else None
                 return cls(shape=shape, start=_finite(spec["from"]), stop=_finite(spec["to"]), over=over)
+            if hint := _nearest(str(shape), ("linear", "cosine") if shape not in ("linear", "cosine") else ()):
+                raise ValueError(f"{value!r} is not a schedule{hint}")
         raise ValueError(
             f"{value!r} is not a schedule; write a number, {{linear: {{from: a, to: b}}}} or "
             "{cosine: {from: a, to: b, over: 10 epochs}}"

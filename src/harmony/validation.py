@@ -1,7 +1,8 @@
 """Settings from plain values, with a mistake told in one sentence: the key, what is wrong, what is allowed."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -35,21 +36,53 @@ _KINDS = (
 """What pydantic's types of error ask for, by how their names begin."""
 
 
-def validated(settings: type[Model], values: Any, where: str = "") -> Model:
+def validated(settings: type[Model], values: Any, where: str = "", **context: Any) -> Model:
     """The settings that the values stand for.
 
     Args:
         settings: the class that says which keys there are.
         values: plain values, as a YAML file gives them.
         where: the dotted key the values stand under in the recipe.
+        context: what the settings' own checks may want to know besides.
 
     Raises:
         UserError: the first thing that is wrong, in one sentence.
     """
+    _check_numbers(values, settings, where)
     try:
-        return settings.model_validate(values)
+        return settings.model_validate(values, context=context)
     except ValidationError as error:
         raise _explained(error, settings, values, where) from None
+
+
+def _check_numbers(values: Any, settings: type[BaseModel], where: str) -> None:
+    """Refuse what pydantic takes for a number although nobody means one: true and false, nan and inf."""
+    for path, value in _leaves(values):
+        allowed = _types_at(settings, path)
+        if bool in allowed or not {int, float} & set(allowed):
+            continue
+        if isinstance(value, bool):
+            kind = "a number" if float in allowed else "a whole number"
+            raise UserError(f"{dotted(path, where)} must be {kind}, not {_shown(value)}")
+        if str not in allowed and not _finite(value):
+            raise UserError(f"{dotted(path, where)} must be a finite number, not {value}")
+
+
+def _leaves(values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Each value that is no section and no list, with its path."""
+    if isinstance(values, Mapping | list | tuple):
+        for part, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            yield from _leaves(value, (*path, part))
+    else:
+        yield path, values
+
+
+def _finite(value: Any) -> bool:
+    """False for numbers that are not, also when they are written as text."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return True
 
 
 def _explained(error: ValidationError, settings: type[BaseModel], values: Any, where: str) -> UserError:
@@ -81,6 +114,11 @@ def _told(problems: Sequence[ErrorDetails], path: Path, settings: type[BaseModel
     by_type = {problem["type"]: problem for problem in problems}
     if "extra_forbidden" in by_type:
         return _unknown_key(path, settings, where)
+    if "missing" in by_type and isinstance(path[-1], int):
+        wanted = next(get_args(member) for member in _types_at(settings, path[:-1]) if get_origin(member) is tuple)
+        kind = "numbers" if {int, float} & set(_types_at(settings, path)) else "values"
+        count = {2: "two", 3: "three"}.get(len(wanted), str(len(wanted)))
+        return UserError(f"{dotted(path[:-1], where)} needs {count} {kind}, not {_shown(by_type['missing']['input'])}")
     if "missing" in by_type:
         return UserError(f"{key} is missing; give it a value{_purpose(path, settings)}")
     if "value_error" in by_type:
@@ -155,10 +193,15 @@ def _all_keys(settings: type[BaseModel], prefix: str = "") -> list[str]:
 
 def settings_at(settings: type[BaseModel], path: Path) -> type[BaseModel] | None:
     """The class of the section that stands at a path within another; None where there is no section."""
+    return next((member for member in _types_at(settings, path) if _is_settings(member)), None)
+
+
+def _types_at(settings: type[BaseModel], path: Path) -> list[Any]:
+    """The types that a value at a path within a section may have; none where the path leads nowhere."""
     here: list[Any] = [settings]
     for part in path:
         here = [inner for member in here for inner in _inside(member, part)]
-    return next((member for member in here if _is_settings(member)), None)
+    return here
 
 
 def _inside(member: Any, part: str | int) -> list[Any]:
@@ -171,9 +214,7 @@ def _inside(member: Any, part: str | int) -> list[Any]:
 
 def _choices(path: Path, settings: type[BaseModel]) -> list[str]:
     """The words that a setting may be."""
-    owner = settings_at(settings, path[:-1]) if path else None
-    field = owner.model_fields.get(str(path[-1])) if owner else None
-    members = _members(field.annotation) if field else []
+    members = _types_at(settings, path) if path else []
     return [str(word) for member in members if get_origin(member) is Literal for word in get_args(member)]
 
 

@@ -155,6 +155,9 @@ def test_no_validation_data(tmp_path):
     run = saved_run(tmp_path / "run", tiny_recipe("data.val=null"))
     write_log(run)
     assert report_of(run).headings == ["Results", *SECTIONS[1:3], *SECTIONS[7:]]
+    page = (run / "report.html").read_text()
+    assert f"<code>harmony evaluate {run} --task zero_shot --data URI --out {run}</code>" in page
+    assert "`harmony" not in page
 
 
 def test_data_that_are_gone_are_mentioned(copied):

@@ -103,6 +103,13 @@ def test_a_chart_of_a_single_point_and_one_of_a_constant_can_be_drawn():
     assert "<path" in chart("loss", "", [Line("loss", Curve([1, 2], [0.0, 0.0]))], [Mark(4.0, "far away")])
 
 
+def test_shares_that_are_all_zero_or_one_stay_on_an_axis_of_shares():
+    assert (Scale.around([0.0, 0.0], share=True).low, Scale.around([0.0], share=True).high) == (0, 1)
+    assert Scale.around([1.0, 1.0], share=True).high == pytest.approx(1)
+    assert Scale.around([0.0, 0.0]).low < 0
+    assert "-100 %" not in chart("words named", "", [Line("mlm", Curve([1, 2], [0.0, 0.0]))], share=True)
+
+
 def test_a_mark_far_from_the_curve_does_not_flatten_it():
     near = chart("loss", "", [Line("loss", Curve([1, 2], [1.0, 2.0]))], [Mark(2.5, "a bound")])
     far = chart("loss", "", [Line("loss", Curve([1, 2], [1.0, 2.0]))], [Mark(1000, "a bound")])

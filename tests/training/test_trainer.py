@@ -1,10 +1,12 @@
 """Whole runs: what they write, going on after a stop, and what they refuse."""
 
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from runs import MEASURED_BY_THE_CLOCK, Processes, log_of, tiny
 
 from harmony.errors import UserError
@@ -318,3 +321,45 @@ def test_a_resumed_run_counts_what_was_skipped_before(tmp_path: Path, poisoned):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
     resume(tmp_path / "run")
     assert [line["skipped_steps"] for line in log_of(tmp_path / "run")] == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def _shards(folder: Path, good: int, bad: int) -> str:
+    """A tar of captioned pictures, of which the last are no pictures."""
+    folder.mkdir()
+    with tarfile.open(folder / "pairs.tar", "w") as tar:
+        for number in range(good + bad):
+            picture = io.BytesIO()
+            Image.new("RGB", (40, 40), (number, 99, 99)).save(picture, "JPEG")
+            content = picture.getvalue() if number < good else b"<html>not found</html>"
+            for name, data in ((f"{number:04}.jpg", content), (f"{number:04}.txt", b"a plain square")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return f"shards:{folder}/pairs.tar"
+
+
+@pytest.mark.parametrize(("good", "bad"), [(20, 12), (0, 32)])
+def test_data_that_is_too_bad_stops_the_run_and_leaves_the_list(tmp_path: Path, good: int, bad: int):
+    recipe = tiny(f"data.train={_shards(tmp_path / 'data', good, bad)}", "data.max_bad_share=0.1")
+    with pytest.raises(UserError, match="bad"):
+        train(recipe, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "bad_examples.jsonl").read_text().splitlines()]
+    assert records and {record["key"] for record in records} <= {f"{n:04}" for n in range(good, good + bad)}
+    assert all(record["reason"] for record in records)
+
+
+def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("notes")
+    with pytest.raises(UserError, match="is not empty"):
+        train(tiny(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"takes \d.* free; make room or choose another --out"):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harmony.data.captions import Tokenizer
 from harmony.data.decode import MAX_PIXELS, decode
-from harmony.data.sheet import Picture, draw_sheet, thumbnail
+from harmony.data.sheet import Picture, check_place, draw_sheet, thumbnail
 from harmony.data.sources import Source, SourceOptions, open_source, parse_uri
 from harmony.data.sources.base import BadExample, spread
 from harmony.data.sources.index_cache import cache_places
@@ -38,9 +38,10 @@ class Inspection:
         examples: how many it has.
         looked_at: how many of them were read and decoded; everything below but `problems` is of these.
         widths, heights, file_sizes: of the good ones, in pixels and bytes (no bytes for generated images).
-        captions_each: number of captions of each good one.
+        captions_each: number of captions of each one that could be read, whether its image is good or not.
         words, tokens: lengths of their captions; tokens include begin and end and are not cut.
         labels: class (or its index, when its name is not known) -> count.
+        has_captions: whether some example has a caption, read or not.
         fields: where captions might be, as the source saw it.
         bad: (key, reason) of those that cannot be used.
         problems: what is wrong with the source as a whole.
@@ -57,6 +58,7 @@ class Inspection:
     words: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    has_captions: bool = False
     fields: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -70,7 +72,7 @@ class _Look:
     key: str
     size: tuple[int, int] = (0, 0)
     bytes: int | None = None
-    captions: Sequence[str] = ()
+    captions: Sequence[str] | None = None
     label: int | None = None
     bad: str | None = None
     small: Tensor | None = None
@@ -96,7 +98,8 @@ def inspect(
     with ThreadPoolExecutor(min(8, cores())) as pool:
         looks = list(pool.map(lambda i: _look(source, i, max_pixels, i in shown), chosen))
     good = [look for look in looks if look.bad is None]
-    captions = [caption for look in good for caption in look.captions]
+    captions_each = [look.captions for look in looks if look.captions is not None]
+    captions = [caption for several in captions_each for caption in several]
     names = dict(enumerate(source.class_names or []))
     labels = Counter(look.label for look in good if look.label is not None)
     return Inspection(
@@ -106,10 +109,11 @@ def inspect(
         widths=[look.size[0] for look in good],
         heights=[look.size[1] for look in good],
         file_sizes=[look.bytes for look in good if look.bytes is not None],
-        captions_each=[len(look.captions) for look in good],
+        captions_each=[len(several) for several in captions_each],
         words=[len(caption.split()) for caption in captions],
         tokens=Tokenizer().lengths(captions),
         labels={names.get(one, str(one)): count for one, count in sorted(labels.items())},
+        has_captions=bool(captions) or source.has_captions(),
         fields=source.caption_fields(),
         bad=[(_printable(look.key), look.bad) for look in looks if look.bad is not None],
         problems=[_printable(problem) for problem in source.problems()],
@@ -131,9 +135,12 @@ def _printable(key: str) -> str:
 def _look(source: Source, i: int, max_pixels: int, shown: bool) -> _Look:
     try:
         example = source[i]
-        pixels = decode(example.image, max_pixels, example.key)
     except BadExample as error:
         return _Look(error.key, bad=error.reason)
+    try:
+        pixels = decode(example.image, max_pixels, example.key)
+    except BadExample as error:
+        return _Look(error.key, captions=example.captions, bad=error.reason)
     return _Look(
         key=example.key,
         size=(pixels.shape[2], pixels.shape[1]),
@@ -152,6 +159,8 @@ def show(
     console: Console | None = None,
 ) -> Inspection:
     """Look at a source, print what was found, and draw a sheet of its images when a file is named for it."""
+    if sheet is not None:
+        check_place(sheet)
     found = inspect(uri, options, most)
     console = console or Console(highlight=False)
     console.print(Text(uri, "bold"), soft_wrap=True)
@@ -193,6 +202,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         facts.append(("words", _range(found.words)))
         longer = sum(length > Tokenizer.context for length in found.tokens)
         facts.append(("tokens", f"{_range(found.tokens)}; {longer:,} longer than {Tokenizer.context}"))
+    elif found.has_captions:
+        facts.append(("captions", "none of the examples that could be read, but others have some"))
     else:
         facts.append(("captions", f"none; seen: {', '.join(found.fields) or 'only images'}"))
     if found.labels:

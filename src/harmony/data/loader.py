@@ -52,6 +52,7 @@ class PairLoader:
     Attributes:
         epoch_steps: optimiser steps an epoch.
         seen, bad: distinct examples met since this loader began, and how many of them were bad.
+        refused: (key, reason) of the bad examples met while the newest batch was made, also when it ended the run.
         workers: processes that make batches, 0 for none.
 
     Raises:
@@ -100,6 +101,7 @@ class PairLoader:
         self.workers = count_workers(data.workers, self._batch_bytes())
         self.seen = self.bad = 0
         self._seen, self._bad = (torch.zeros(len(source), dtype=torch.bool) for _ in range(2))
+        self.refused: list[tuple[str, str]] = []
         self._reasons: list[str] = []
         self._order: tuple[int, Tensor] | None = None
 
@@ -116,6 +118,7 @@ class PairLoader:
         """
         slots = (self.slot(step, part) for step in range(start_step, self.steps) for part in range(self.accumulate))
         for made in self._from_workers(slots) if self.workers else self._from_here(slots):
+            self.refused = made.batch.skipped
             if made.error is not None:
                 raise UserError(made.error)
             self._count(made)

@@ -89,19 +89,20 @@ class BatchMaker:
     colours: tuple[Sequence[float], Sequence[float]] | None
 
     def __getitem__(self, slot: Slot) -> Made:
+        made = Made(Batch(keys=[], chance=Chance(slot.streams)), slot.examples)
         try:
-            return self.make(slot)
+            return self.make(slot, made)
         except UserError as error:  # its message must reach the user as it is, not wrapped in a worker's traceback
-            return Made(Batch(keys=[], chance=Chance(slot.streams)), slot.examples, error=str(error))
+            bad = list(dict.fromkeys(made.batch.skipped))
+            return Made(Batch(keys=[], chance=Chance(slot.streams), skipped=bad), slot.examples, error=str(error))
 
-    def make(self, slot: Slot) -> Made:
-        """One batch.
+    def make(self, slot: Slot, made: Made) -> Made:
+        """Fill `made` with one batch.
 
         Raises:
             UserError: an example and 1000 others drawn in its place are all bad.
         """
         chance = Chance(slot.streams)
-        made = Made(Batch(keys=[], chance=chance), slot.examples)
         captions: list[list[str]] = []
         crops: list[Crops] = []
         for start in range(0, len(slot.examples), _DECODED_AT_ONCE):
@@ -138,10 +139,13 @@ class BatchMaker:
                 made.batch.skipped.append((error.key, error.reason))
             if tried == 0:
                 candidates += Chance(stream).integers("replacement", len(self.source), _REPLACEMENTS)[0].tolist()
-        key, reason = made.batch.skipped[-1]
+        read, everything = len(set(candidates)), len(self.source)
+        which = f"all {everything:,}" if read == everything else f"all {read:,} that were read of the {everything:,}"
+        skipped = dict.fromkeys(made.batch.skipped[-len(candidates) :])
+        first = "; ".join(f"{key}: {reason}" for key, reason in list(skipped)[:3])
         raise UserError(
-            f"{_REPLACEMENTS} examples of {self.source.uri} in a row are bad, the last one {key}: {reason}; "
-            "see what `harmony data inspect` says of the data"
+            f"{which} examples of {self.source.uri} are bad, the first: {first}; see what `harmony data inspect` says "
+            "of the data"
         )
 
     def _read(self, index: int) -> tuple[Example, Tensor]:

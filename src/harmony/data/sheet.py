@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from harmony.errors import UserError
@@ -30,7 +30,10 @@ class Picture:
 
 def thumbnail(pixels: Tensor) -> Tensor:
     """An image (3, H, W) uint8 brought to the size it has on the sheet."""
-    image = ImageOps.contain(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (SIDE, SIDE))
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    scale = SIDE / max(image.size)
+    # ImageOps.contain would round the short side of a very thin image to no pixel at all.
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*image.size[::-1], 3).permute(2, 0, 1)
 
 
@@ -38,8 +41,9 @@ def draw_sheet(pictures: Sequence[Picture], path: Path) -> None:
     """Draw the pictures and the words below them into a PNG file.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, as when its folder is not there.
     """
+    check_place(path)
     width, height = SIDE + _MARGIN, SIDE + _LINES * _LINE_HEIGHT + 2 * _MARGIN
     rows = max(1, -(-len(pictures) // _COLUMNS))
     sheet = Image.new("RGB", (_COLUMNS * width + _MARGIN, rows * height + _MARGIN), "white")
@@ -54,10 +58,17 @@ def draw_sheet(pictures: Sequence[Picture], path: Path) -> None:
     _save(sheet, path)
 
 
+def check_place(path: Path) -> None:
+    """Raise UserError when a sheet could not be written to `path`: before the look, which may take minutes."""
+    if not path.parent.is_dir():
+        raise UserError(f"the sheet cannot be written to {path}: there is no folder {path.parent}; name another file")
+    if path.is_dir():
+        raise UserError(f"the sheet cannot be written to {path}, which is a folder; name a file in it")
+
+
 def _save(sheet: Image.Image, path: Path) -> None:
     """Write aside and rename: the old sheet stays until the new one is whole."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".sheet-", suffix=".png", delete=False) as file:
             sheet.save(file, format="PNG")
         Path(file.name).chmod(0o644)

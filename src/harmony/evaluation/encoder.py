@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harmony import recipe as recipes
 from harmony.data.captions import Tokenizer
-from harmony.errors import UserError
+from harmony.errors import UserError, unknown
 from harmony.models.settings import Colour
 from harmony.models.towers import Towers
 from harmony.recipe import Recipe
@@ -103,7 +103,7 @@ def load_encoder(where: str, model: str = "teacher", device: torch.device | str 
             An encoder whose weights did not load completely is never evaluated.
     """
     if model not in ("teacher", "student"):
-        raise UserError(f"unknown model {model!r}; choose teacher or student")
+        raise unknown("model", model, ("teacher", "student"))
     checkpoint = find_checkpoint(where)
     recipe = recipes.load(checkpoint / "recipe.yaml")
     towers = Towers(recipe.model, recipe.largest_view)
@@ -124,6 +124,9 @@ def find_checkpoint(where: str) -> Path:
     if (path / "model.safetensors").is_file():
         return path
     latest = RunDirectory(path).latest()
+    inside = checkpoints.every(path)
+    if latest is None and inside:
+        raise UserError(f"{where} holds several checkpoints and is none itself; name the newest, {inside[-1]}")
     if latest is None:
         raise UserError(
             f"{where} holds no checkpoint; name a directory that `harmony train` wrote, or one of its checkpoints"

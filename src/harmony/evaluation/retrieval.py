@@ -31,7 +31,13 @@ def missing(features: Features) -> str | None:
     """Why this data or encoder has no retrieval; None when it has."""
     if not features.encoder.reads_text:
         return "retrieval needs a text tower, and this model was trained on images alone"
+    if not features.source.has_captions():
+        return _no_captions(features)
     return None
+
+
+def _no_captions(features: Features) -> str:
+    return f"no example of {features.source.uri} has a caption; retrieval needs image-caption pairs"
 
 
 def run(features: Features) -> Outcome:
@@ -43,7 +49,7 @@ def run(features: Features) -> Outcome:
     images = features.images()
     pool = Pool.of(images.captions, features.config.retrieval.captions)
     if not len(pool.owner):
-        raise UserError(f"no example of {features.source.uri} has a caption; retrieval needs image-caption pairs")
+        raise UserError(_no_captions(features))
     pictures = images.embeddings[pool.images]
     texts = features.texts(pool.texts)
     ranks = text_to_image_ranks(pictures, texts, pool, features.encoder.device)

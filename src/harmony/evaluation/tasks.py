@@ -48,10 +48,12 @@ def run(
         The metrics by name; shares are fractions between 0 and 1.
 
     Raises:
-        UserError: the task, a setting or the model is unknown, or the data does not fit the task.
+        UserError: the task, a setting or the model is unknown, the data does not fit the task, or `out` is a file.
     """
     _module(task)
     config = config_for(task, settings or {})
+    if out is not None:
+        _check_folder(Path(out))
     source = open_source(data_uri)
     encoder = load_encoder(where, model)
     return _measure(task, Features(encoder, source, config), None if out is None else Path(out))
@@ -100,6 +102,15 @@ def _measure(task: str, features: Features, out: Path | None) -> dict[str, float
         write_metrics(out, task, outcome.metrics)
     metrics: dict[str, float] = outcome.metrics
     return metrics
+
+
+def _check_folder(out: Path) -> None:
+    """Raise UserError when results could not be put into `out`: before the evaluation, not after it."""
+    for path in (out, *out.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise UserError(f"{path} is a file; choose another --out")
+            return
 
 
 def _module(task: str) -> ModuleType:

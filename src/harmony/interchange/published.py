@@ -38,8 +38,12 @@ def read_published(path: Path) -> State:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error).splitlines()[0]}") from None
+    except Exception:
+        # PyTorch's own text is long, and recommends what would run whatever code the file holds.
+        raise UserError(
+            f"{path} is not a PyTorch checkpoint, or holds more than tensors; give a file that the published Harmony "
+            "code wrote"
+        ) from None
     if isinstance(content, Mapping):
         for key in ("student", "model", "state_dict"):
             if isinstance(content.get(key), Mapping):

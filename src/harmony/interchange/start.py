@@ -100,8 +100,12 @@ def _from_path(path: Path) -> State:
         )
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as weights ({_first_line(error)})") from None
+    except Exception:
+        # PyTorch's own text is long, and recommends what would run whatever code the file holds.
+        kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
+        raise UserError(
+            f"{path} is not a {kind}, or holds more than tensors; give one saved from model.state_dict()"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -28,13 +28,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from harmony.disk import is_full
 from harmony.errors import UserError
 
 FORMAT = 1
 """Version of the layout above; raised when an older harmony could not go on from it."""
 
 _ASIDE = ".aside-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MEBIBYTE = 2**20
 
 
@@ -110,7 +110,7 @@ def save(
         _sync(directory)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if _is_full(error):
+        if is_full(error):
             raise _no_room(directory, needed) from error
         raise
     for old in every(directory)[:-keep]:
@@ -119,13 +119,30 @@ def save(
     return final
 
 
+def check_room(out: Path, model: Mapping[str, Tensor], trained: int) -> None:
+    """Raise UserError when the disk of a run that is yet to begin has no room for one checkpoint.
+
+    Args:
+        out: the run's directory, which may not exist.
+        model: the learner's state dict.
+        trained: bytes of the trained parameters, of which AdamW keeps two means.
+    """
+    existing = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    needed, free = _bytes(model) + 2 * trained + _MEBIBYTE, shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"a checkpoint of this run takes {_size(needed)}, and the disk of {out} has {_size(free)} free; make room "
+            "or choose another --out"
+        )
+
+
 @contextmanager
 def full_disk_explained(directory: Path) -> Iterator[None]:
     """Turn a write that failed for want of room, in the run that `directory` belongs to, into a UserError."""
     try:
         yield
     except OSError as error:
-        if _is_full(error):
+        if is_full(error):
             raise UserError(
                 f"no room on the disk of {directory.parent}, which has {_size(_free(directory))} free; make room, then "
                 f"go on with `harmony resume {directory.parent}`"
@@ -188,8 +205,11 @@ def read_training(checkpoint: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return values
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except OSError as error:
         raise _broken(path, error) from error
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # PyTorch's own text is long, and recommends what would run whatever code the file holds.
+        raise _broken(path, ValueError("it is damaged, or holds more than tensors")) from error
 
 
 def _broken(path: Path, error: Exception) -> UserError:
@@ -238,15 +258,6 @@ def _bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(_bytes(item) for item in value.values())
     return sum(_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error; safetensors and torch wrap the system's error in their own."""
-    while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _size(count: int) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from harmony import ranks
 from harmony.data.batch import Batch
+from harmony.data.loader import PairLoader
+from harmony.errors import UserError
 from harmony.recipe import Recipe
 from harmony.schedules import Clock
 from harmony.training import distributed
@@ -80,14 +82,29 @@ class Journal:
         values |= {"skipped_steps": skipped, **self._speed(clock.step), "memory_gib": memory_gib(self._device)}
         for log in self._logs:
             log.write(values)
+        self.note_bad_examples()
+
+    @contextmanager
+    def keeping_bad_examples(self, loader: PairLoader, step: int) -> Iterator[None]:
+        """If the data turns out too bad within this block, the list of what was bad is written before the run ends."""
+        try:
+            yield
+        except UserError:
+            self._bad += [{"step": step, "key": key, "reason": reason} for key, reason in loader.refused]
+            self._append(self._bad)  # by each rank for itself: the others may not be coming
+            raise
 
     def note_bad_examples(self) -> None:
         """Append the bad examples that any rank met since the last call to their file. All ranks must call this."""
         found = [record for records in distributed.everyones(self._bad) for record in records]
         self._bad = []
-        if found and ranks.is_main():
+        if ranks.is_main():
+            self._append(found)
+
+    def _append(self, records: Sequence[dict[str, object]]) -> None:
+        if records:
             with self._run.bad_examples.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in found)
+                file.writelines(json.dumps(record) + "\n" for record in records)
 
     def _speed(self, step: int) -> dict[str, float]:
         """Throughput and waiting since the last call."""

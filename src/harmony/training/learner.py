@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harmony.data.batch import Batch
-from harmony.data.masks import MaskSampler
+from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.interchange.start import start_from
@@ -91,6 +91,10 @@ class Learner(nn.Module):
                     )
                 drawn[mask] = sampler
         return drawn
+
+    def views(self) -> set[str]:
+        """Names of the views that a batch must have: those that are encoded, and those that masks are drawn on."""
+        return self.plan.views | {mask.view for mask in self.masks().values() if isinstance(mask, PatchSampler)}
 
     def losses_by_group(self, batch: Batch, clock: Clock, logged: bool = False) -> Iterator[GroupLosses]:
         """Losses group by group; call backward on each before asking for the next, so that its activations are freed.

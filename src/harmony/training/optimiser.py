@@ -84,6 +84,7 @@ class Gradients:
     Attributes:
         parts: names of the parts (image, text, one for each objective), in the order of `by_part`.
         parameters: the trained parameters, each once.
+        bytes: what they take.
     """
 
     def __init__(self, parts: Mapping[str, Sequence[nn.Parameter]], optim: OptimConfig) -> None:
@@ -94,6 +95,7 @@ class Gradients:
                 if parameter.requires_grad:
                     owner.setdefault(parameter, index)
         self.parameters = list(owner)
+        self.bytes = sum(parameter.nbytes for parameter in self.parameters)
         self._owner = torch.tensor(list(owner.values()), device=self.parameters[0].device)
         self._max_norm = optim.clip_norm
         self._clipped_alone: set[nn.Parameter] | None = None

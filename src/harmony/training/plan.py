@@ -56,6 +56,7 @@ class Plan:
     """Passes and groups for a set of objectives.
 
     Attributes:
+        views: names of the views that are encoded.
         teacher: the teacher's passes, shared by all groups.
         groups: groups in the order of their first objective in the recipe.
     """
@@ -72,7 +73,9 @@ class Plan:
         for name, wanted in requests.items():
             for request in wanted:
                 _check(name, request, views, masks, has_text)
-        self.teacher = _merge("teacher", [r for wanted in requests.values() for r in wanted], views)
+        every = [request for wanted in requests.values() for request in wanted]
+        self.views = {request.view for request in every if isinstance(request, ImageRequest)}
+        self.teacher = _merge("teacher", every, views)
         self.groups = [
             Group(names, _merge("student", [r for name in names for r in requests[name]], views))
             for names in _tie(requests, joint)
@@ -210,8 +213,8 @@ def _check_mask(name: str, mask: str, masks: Mapping[str, MaskSampler], view: st
     if mask not in masks:
         raise UserError(
             f"objective {name} uses the mask {mask!r}, which no objective of this recipe draws "
-            f"(drawn: {', '.join(masks) or 'none'}); set objectives.{name}.mask=null, or keep the objective that draws "
-            "it (a weight of 0 switches an objective off and keeps its masks)"
+            f"(drawn: {', '.join(masks) or 'none'}); switch an objective off by weight=0 instead of null "
+            "and it goes on drawing its masks"
         )
     if view is not None and masks[mask].view != view:
         raise UserError(

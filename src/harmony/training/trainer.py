@@ -46,6 +46,7 @@ def train(recipe: Recipe, out: Path | str) -> Path:
         with together():
             check_free(run.path)
             trainer = Trainer(recipe, place)
+            checkpoints.check_room(run.path, trainer.learner.state_dict(), trainer.stepper.gradients.bytes)
         with together():
             if ranks.is_main():
                 stack.enter_context(new_run(run.path, recipe))
@@ -68,8 +69,9 @@ def resume(out: Path | str, force: bool = False) -> Path:
             if ranks.is_main():
                 stack.enter_context(locked(run))
         with together():
-            recipe, checkpoint = run.recipe(), run.latest()
-            if checkpoint is None:  # it was stopped before its first one
+            note, recipe, checkpoint = "", run.recipe(), run.latest()
+            if checkpoint is None:
+                note = "No checkpoint was saved before this run stopped, so it begins again"
                 trainer = Trainer(recipe, place)
             else:
                 state = resuming.check(run, checkpoint, recipe, force)
@@ -79,7 +81,7 @@ def resume(out: Path | str, force: bool = False) -> Path:
             if ranks.is_main():
                 cut_after(run.log, trainer.clock.step)
                 cut_after(run.bad_examples, trainer.clock.step)
-        trainer.run(run)
+        trainer.run(run, note)
     return run.path
 
 
@@ -118,10 +120,11 @@ class Trainer:
 
     def _loader(self, source: Source) -> PairLoader:
         recipe, text, image = self.recipe, self.recipe.model.text, self.recipe.model.image
+        used = self.learner.views()
         return PairLoader(
             source,
             recipe.data,
-            recipe.views,
+            {name: view for name, view in recipe.views.items() if name in used},
             tokenizer=Tokenizer(text.context, text.truncation) if text else None,
             masks=self.learner.masks(),
             patch=self.learner.student.image.patch,
@@ -136,8 +139,8 @@ class Trainer:
             device=self.place.device,
         )
 
-    def run(self, run: RunDirectory) -> None:
-        """Train until the end of the run or a signal, and save. Raises what `train` raises."""
+    def run(self, run: RunDirectory, note: str = "") -> None:
+        """Train until the end of the run or a signal, and save, after telling `note`. Raises what `train` raises."""
         log_every = self._steps(self.recipe.train.log_every)
         save_every = self._steps(self.recipe.train.checkpoint_every)
         with (
@@ -150,10 +153,12 @@ class Trainer:
         ):
             if self.clock.step < self.clock.steps:
                 journal.say(self._headline(run))
+            if note:
+                journal.say(note)
             for problem in self.loader.source.problems():
                 journal.say(f"In the data: {problem}")
             while self.clock.step < self.clock.steps:
-                with journal.waiting():
+                with journal.waiting(), journal.keeping_bad_examples(self.loader, self.clock.step + 1):
                     loaded = self._load(batches, signals)
                 if not loaded:
                     break

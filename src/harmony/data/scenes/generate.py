@@ -9,6 +9,7 @@ from typing import Any
 from harmony.data.sources import open_source
 from harmony.data.sources.base import Example
 from harmony.data.sources.scenes import ScenesSource
+from harmony.disk import room_explained
 from harmony.errors import UserError
 
 SHARD = 1000
@@ -25,23 +26,33 @@ def generate(uri: str, out_dir: Path | str) -> list[Path]:
         The shards, in order.
 
     Raises:
-        UserError: the URI names no scenes, or the folder holds shards already.
+        UserError: the URI names no scenes, the folder is a file or holds shards already, or the disk is full.
     """
     source = open_source(uri)
     if not isinstance(source, ScenesSource):
         raise UserError(f"{uri} cannot be generated; give a URI such as scenes:train?count=1000&size=128")
     folder = Path(out_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.glob("*.tar"))):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    if any(folder.glob("*.tar")):
         raise UserError(f"{folder} holds shards already; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    with room_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_shards(source, folder)
+
+
+def _write_shards(source: ScenesSource, folder: Path) -> list[Path]:
     starts = range(0, len(source), SHARD)
     shards = [folder / f"{source.settings.split}-{k:05d}.tar" for k in range(len(starts))]
     for shard, start in zip(shards, starts, strict=True):
         part = shard.with_suffix(".part")  # renamed when whole, so that a shard is never half a one
-        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for i in range(start, min(start + SHARD, len(source))):
-                _add(tar, source[i], source.class_names or [])
-        part.rename(shard)
+        try:
+            with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for i in range(start, min(start + SHARD, len(source))):
+                    _add(tar, source[i], source.class_names or [])
+            part.rename(shard)
+        finally:
+            part.unlink(missing_ok=True)
     (folder / "classes.json").write_text(json.dumps({"classes": source.class_names}, indent=1) + "\n", encoding="utf-8")
     return shards
 

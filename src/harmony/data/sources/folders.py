@@ -40,13 +40,18 @@ class FolderSource(Source):
         self.uri = uri or f"folder:{place}"
         self.options = options or SourceOptions()
         self._folder = Path(place).expanduser()
+        if place and self._folder.is_file():
+            raise UserError(f"{self.uri} names a file, not a folder; name the folder it is in")
         if not place or not self._folder.is_dir():
             raise UserError(f"{self.uri} names no folder: {place or 'no path'} is not there; correct the path")
         self._problems: list[str] = []
         self._index()
         if not len(self):
             seen = ", ".join(sorted(self._endings)[:20]) or "no files"
-            raise UserError(f"{self.uri} has no images: looked for .{', .'.join(self._wanted())}, saw {seen}")
+            raise UserError(
+                f"{self.uri} has no images: looked for .{', .'.join(self._wanted())}, saw {seen}; name a folder with "
+                "image files, or their ending with ?image_key=ENDING"
+            )
 
     def _wanted(self) -> tuple[str, ...]:
         return (self.options.image_key.lower(),) if self.options.image_key else IMAGE_ENDINGS

@@ -79,6 +79,12 @@ def find_files(pattern: str, uri: str, what: str, suffix: str) -> list[Path]:
         found.update(dict.fromkeys(inside))
         if not inside:
             missing.append(one)
+    if missing and not Path(pattern).exists() and pattern.count("{") != pattern.count("}"):
+        raise UserError(f"{uri} has a brace that is not closed or not opened; write a range as {{00000..00009}}")
+    if pattern and not found and Path(pattern).is_dir():
+        raise UserError(
+            f"{uri} names a folder without *{suffix} files; for a folder of image files write folder:{pattern}"
+        )
     if not pattern or not found:
         raise UserError(f"{uri} names no {what}: {pattern or 'no path'} is not there; correct the path")
     if missing:

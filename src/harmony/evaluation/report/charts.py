@@ -48,7 +48,7 @@ def chart(
     """
     drawn = [(line, thinned(line.curve), thinned(smoothed(line.curve)) if smooth else None) for line in lines]
     values = [value for _, raw, mean in drawn for value in (*raw.values, *(mean.values if mean else ()))]
-    scale = Scale.around(values, [mark.value for mark in marks])
+    scale = Scale.around(values, [mark.value for mark in marks], share)
     first, last = min(line.curve.steps[0] for line in lines), max(line.curve.steps[-1] for line in lines)
     plot, curves = Plot(scale, first, last), [curve for _, raw, mean in drawn for curve in (raw, mean) if curve]
     body = joined(
@@ -110,15 +110,21 @@ class Scale:
     step: float
 
     @classmethod
-    def around(cls, values: Sequence[float], marks: Sequence[float] = ()) -> "Scale":
-        """An axis that holds the values, and a mark when that costs less than half of the height."""
+    def around(cls, values: Sequence[float], marks: Sequence[float] = (), share: bool = False) -> "Scale":
+        """An axis that holds the values, and a mark when that costs less than half of the height.
+
+        Where the values are shares, it does not leave 0 to 1 for those that are all equal.
+        """
         low, high = min(values), max(values)
         span = high - low
         for mark in marks:
             if low - span <= mark <= high + span:
                 low, high = min(low, mark), max(high, mark)
         if high - low < 1e-9 * max(1.0, abs(high)):
+            within = share and 0 <= low <= high <= 1
             low, high = low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
+            if within:
+                low, high = max(low, 0.0), min(high, 1.0)
         step = nice_step((high - low) / 3.2)
         return cls(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
 

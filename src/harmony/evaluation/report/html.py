@@ -54,7 +54,7 @@ class Section:
         return tag("section", tag("h2", self.title), lead, self.body, id=self.name)
 
 
-def note(message: str) -> Html:
+def note(message: str | Html) -> Html:
     """A sentence in place of something that cannot be shown."""
     return tag("p", message, class_="note")
 

@@ -15,10 +15,14 @@ Details = Mapping[str, Any] | None
 """What a task kept for the report (see its `run`), or None when it was not run."""
 
 
+_COMMAND = "harmony evaluate RUN --task zero_shot --data URI --out RUN"
+_UNMEASURED = joined(["Nothing has been evaluated yet; ", tag("code", _COMMAND), " does it."])
+
+
 def results(metrics: Metrics) -> Section:
     """Headline metrics as cards, each beside its chance level, and all metrics in tables."""
     if not metrics:
-        return Section("results", "Results", note("Nothing has been evaluated yet; `harmony evaluate` does it."))
+        return Section("results", "Results", note(_UNMEASURED))
     most = 4 if len(metrics) == 1 else 2
     cards = []
     for task, numbers in metrics.items():

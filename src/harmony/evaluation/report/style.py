@@ -27,8 +27,8 @@ nav {
   position: sticky; top: 0; z-index: 5; background: color-mix(in srgb, var(--page) 88%, transparent);
   backdrop-filter: blur(10px); border-bottom: 1px solid var(--line);
 }
-nav div { max-width: 1180px; margin: auto; padding: 0 24px; display: flex; gap: 22px; overflow-x: auto; }
-nav a { color: var(--soft); text-decoration: none; font-size: 14px; padding: 12px 0; white-space: nowrap; }
+nav div { max-width: 1180px; margin: auto; padding: 0 24px; display: flex; flex-wrap: wrap; gap: 0 22px; }
+nav a { color: var(--soft); text-decoration: none; font-size: 14px; padding: 9px 0; white-space: nowrap; }
 nav a:hover { color: var(--ink); }
 main { max-width: 1180px; margin: auto; padding: 0 24px 64px; }
 header { padding: 52px 0 8px; }

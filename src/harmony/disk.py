@@ -1,0 +1,35 @@
+"""A full disk, told in one sentence whoever was writing."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harmony.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error; safetensors and torch wrap the system's error in their own."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_room(path: Path | str | None = None) -> UserError:
+    """The error for a disk that has no room for `path`, where that is known."""
+    return UserError(f"no room on the disk{'' if path is None else f' at {path}'}; free some and run again")
+
+
+@contextmanager
+def room_explained(path: Path) -> Iterator[None]:
+    """Turn a write that failed for want of room at `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise no_room(path) from error
+        raise
