@@ -1,5 +1,6 @@
 """The command line as its user meets it: what it prints, what it refuses and how, and how it leaves."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -123,6 +124,21 @@ def test_data_is_generated_and_inspected(capsys: pytest.CaptureFixture[str], tmp
     assert main(["data", "inspect", "shards:made/train-00000.tar", "--sheet", "sheet.png"]) == 0
     assert "6 of 6" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_writes_nothing_unasked(tmp_path: Path) -> None:
+    assert main(["data", "inspect", "scenes:val?count=2&size=32"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_of_data_without_one_good_image_ends_by_saying_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_text("<html>")
+    assert main(["data", "inspect", "folder:."]) == 2
+    captured = capsys.readouterr()
+    assert "good" in captured.out
+    assert captured.err == "harmony: none of the 1 images looked at can be used; mend folder:. or name other data\n"
 
 
 # Help
@@ -277,8 +293,9 @@ def test_wrong_evaluations(
     [
         (TrainingError("the loss of dino is not finite"), 1, "the loss of dino is not finite"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "lower data.batch_size"),
+        (OSError(errno.ENOSPC, "No space left", "/full/x"), 2, "no room on the disk at /full/x; free some"),
     ],
-    ids=["not finite", "out of memory"],
+    ids=["not finite", "out of memory", "full disk"],
 )
 def test_how_it_leaves(
     raised: BaseException,

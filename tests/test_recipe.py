@@ -174,10 +174,10 @@ def test_a_file_cannot_remove_what_is_not_there(text: str, tmp_path: Path) -> No
         (
             "objectives.clip.hard_weight.cosine.to=0.5",
             "objectives.clip.hard_weight",
-            {"cosine": {"from": 1.0, "to": 0.5, "over": "10 epochs"}},
+            {"cosine": {"from": 1.0, "to": 0.5}},
         ),
         ("objectives.clip.hard_weight=1", "objectives.clip.hard_weight", 1.0),
-        ("model.image=vit_small_patch16_224", "model.image.name", "vit_small_patch16_224"),
+        ("model.image=vit_small_patch8_224", "model.image.name", "vit_small_patch8_224"),
     ],
 )
 def test_overrides(override: str, key: str, value: Any) -> None:
@@ -334,7 +334,7 @@ def test_each_quirk_of_the_published_recipe_is_one_named_setting() -> None:
         ("optim.betas=[0.9, 1.5]", "optim.betas[1] must be below 1, not 1.5"),
         ("efficiency.compile=maybe", "efficiency.compile must be true or false, not 'maybe'"),
         ("model.text=3", "model.text must be a section with keys, not 3"),
-        ("model.text.width=30", "width 30 is not a multiple of heads 4"),
+        ("model.text.width=32", "width 32 is not a multiple of heads 3"),
         ("objectives=null", "objectives must be a section with keys, not null"),
         ("objectives.mae=3", "objectives.mae must be a section with keys"),
         ("objectives.mae.mask_ratio=1.5", "objectives.mae.mask_ratio must be from 0 to 1, not 1.5"),
@@ -343,7 +343,7 @@ def test_each_quirk_of_the_published_recipe_is_one_named_setting() -> None:
         ("optim.weight_decay={cosine: {from: 1, to: x}}", "to must be a number, not 'x'"),
         ("objectives.clip.hard_weight=fast", "is not a schedule; write a number"),
         ("optim.warmup=3 parsecs", "optim.warmup: '3 parsecs' is not a duration; write it as '10 epochs'"),
-        ("optim.warmup=1000 epochs", "optim.warmup (1000 epochs) is longer than the run"),
+        ("optim.warmup=1000 steps", "optim.warmup (1000 steps) is longer than the run (400 steps)"),
         ("views.global.size=60", "views.global.size 60 is not a multiple of the patch size 8; set it to 56 or 64"),
         ("views.global.size=4", "views.global.size 4 is smaller than one patch (8 px)"),
         ("views.global.scale=[0.9, 0.5]", "views.global.scale"),
@@ -367,7 +367,7 @@ def test_longer_warmup_than_steps() -> None:
 
 
 def test_warmup_against_the_data() -> None:
-    recipe = load("quickstart", ["train.epochs=2", "optim.warmup=30 steps"])
+    recipe = load("quickstart", ["train.steps=null", "train.epochs=2", "optim.warmup=30 steps"])
     check_against_data(recipe, epoch_steps=15)
     with pytest.raises(UserError, match=r"longer than the run \(28 steps of 14 an epoch\)"):
         check_against_data(recipe, epoch_steps=14)
@@ -378,7 +378,7 @@ def test_warmup_against_the_data() -> None:
 
 
 def test_total_steps() -> None:
-    assert total_steps(load("quickstart", ["train.epochs=2.5"]), epoch_steps=10) == 25
+    assert total_steps(load("quickstart", ["train.steps=null", "train.epochs=2.5"]), epoch_steps=10) == 25
     assert total_steps(load("quickstart", ["train.steps=7"]), epoch_steps=10) == 7
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from harmony.data import inspect
-from harmony.data.sheet import Picture, draw_sheet
+from harmony.data.sheet import SIDE, Picture, draw_sheet
 from harmony.data.sources import SourceOptions
 from harmony.errors import UserError
 
@@ -41,9 +41,9 @@ def test_everything_is_counted(mixed: str) -> None:
     assert (found.examples, found.looked_at) == (6, 6)
     assert sorted(zip(found.widths, found.heights, strict=True)) == [(40, 32), (40, 32), (40, 32), (80, 20)]
     assert found.file_sizes == [len(png(0)), len(png(3, (80, 20))), len(png(4)), len(png(5))]
-    assert found.captions_each == [2, 2, 0, 2]
-    assert found.words == [5] * 6
-    assert found.tokens == [7] * 6
+    assert found.captions_each == [2, 2, 2, 2, 0, 2]  # of the pairs with a bad image, too
+    assert found.words == [5] * 10
+    assert found.tokens == [7] * 10
     assert [key for key, _ in found.bad] == ["00001", "00002"]
     assert found.bad[0][1] == "is not an image (a web page)"
     assert found.bad[1][1].startswith("is truncated")
@@ -64,7 +64,7 @@ def test_what_is_printed_says_it(mixed: str) -> None:
         "good 4 of 6",
         "width 40 to 80 px, median 40",
         "height 20 to 32 px, median 32",
-        "captions 6; 0 to 2, median 2 an image; 1 without",
+        "captions 10; 0 to 2, median 2 an image; 1 without",
         "words 5 ",
         "tokens 7; 0 longer than 77",
         "problem samples without an image (left out): 1",
@@ -109,12 +109,43 @@ def test_the_sheet_shows_the_images(tmp_path: Path) -> None:
         Image.new("RGB", (30, 15), colour).save(tmp_path / f"{place}.png")
     write_texts(tmp_path, {"0.txt": "a red one 日本 " * 30, "1.txt": "", "2.txt": "blue"})
     sheet = tmp_path / "deep" / "sheet.png"
+    sheet.parent.mkdir()
     inspect.show(f"folder:{tmp_path}?image_key=png", sheet, console=Console(file=io.StringIO()))
     drawn = Image.open(sheet)
     colours = {colour for _, colour in drawn.getcolors(10**6)}
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)} <= colours
     assert min(colours, key=sum) < (60, 60, 60)  # words are black
     assert [path.name for path in sheet.parent.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (1, 1), (400, 100)])
+def test_images_of_any_shape_have_their_place_on_the_sheet(size: tuple[int, int]) -> None:
+    small = inspect.thumbnail(inspect.decode(png(0, size)))
+    scale = SIDE / max(size)
+    assert small.shape == (3, max(1, round(size[1] * scale)), max(1, round(size[0] * scale)))
+
+
+def test_captions_are_counted_where_no_image_is_good(tmp_path: Path) -> None:
+    members = [(name, b"<html>" if name.endswith(".png") else data) for name, data in pairs(4)]
+    found = inspect.inspect(f"shards:{write_tar(tmp_path / 'x.tar', members)}")
+    assert (len(found.bad), found.widths, found.captions_each) == (4, [], [1] * 4)
+
+
+def test_captions_of_images_that_cannot_be_read_are_not_said_to_be_none(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "c.png"])
+    write_texts(tmp_path, {"a.txt": "a caption"})
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere.png")
+    text = " ".join(printed(f"folder:{tmp_path}").split())
+    assert "none of the examples that could be read, but others have some" in text
+
+
+def test_a_sheet_in_no_folder_is_refused_before_the_look(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/no; name another file"):
+        inspect.show("folder:nowhere", tmp_path / "no" / "sheet.png")
+    with pytest.raises(UserError, match="which is a folder; name a file in it"):
+        inspect.show("folder:nowhere", tmp_path)
 
 
 def test_a_sheet_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

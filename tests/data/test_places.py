@@ -75,9 +75,13 @@ def test_patterns_find_files_each_once(folder: Path, pattern: str, names: list[s
         ("a-{1..20}.tar", r"17 of 20 .*, \.\.\.; correct"),
         ("{b,zzz*}.tar", r"1 of 2 shards of shards:x are missing: .*zzz\*.tar"),
         ("deep/deeper", "is not there"),
+        ("empty.tar", r"names a folder without \*\.tar files; for a folder of image files write folder:.*/empty\.tar"),
+        ("a-{1..2.tar", r"brace that is not closed.*\{00000\.\.00009\}"),
+        ("{b,a-1}.tar{", "brace that is not closed"),
     ],
 )
 def test_missing_files_are_named(folder: Path, pattern: str, message: str) -> None:
+    (folder / "empty.tar").mkdir()
     with pytest.raises(UserError, match=message):
         find_files(f"{folder}/{pattern}", "shards:x", "shards", ".tar")
 

@@ -349,6 +349,13 @@ def test_generated_json_describes_the_picture(tmp_path: Path) -> None:
     assert np.abs(image.astype(int) - np.asarray(example.image)).mean() < 6
 
 
+def test_generate_says_that_the_disk_is_full_and_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "train-00000.part").symlink_to("/dev/full")  # whatever is written there fails for want of room
+    with pytest.raises(UserError, match=f"no room on the disk at {tmp_path}; free some and run again"):
+        generate("scenes:train?count=3&size=48", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_generate_refuses_other_data_and_used_folders(tmp_path: Path) -> None:
     (tmp_path / "x.tar").touch()
     with pytest.raises(UserError, match="shards already"):

@@ -38,6 +38,7 @@ def test_uris_are_taken_apart(uri: str, parts: tuple[str, str, dict[str, str]]) 
         ("folder:/nowhere/at/all", "/nowhere/at/all is not there"),
         ("table:/nowhere/a.csv", "/nowhere/a.csv is not there"),
         ("folder:", "names no folder"),
+        (f"folder:{__file__}", "names a file, not a folder"),
     ],
 )
 def test_uris_that_name_nothing_say_what_to_write(uri: str, message: str) -> None:

@@ -94,6 +94,8 @@ def test_places_without_an_encoder(tmp_path, run):
         load_encoder("nowhere")
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_encoder(str(tmp_path))
+    with pytest.raises(UserError, match=f"is none itself; name the newest, {run.checkpoint}"):
+        load_encoder(str(run.checkpoint.parent))
     with pytest.raises(UserError, match="unknown model 'techer'; did you mean 'teacher'"):
         load_encoder(str(run.folder), "techer")
     folder = tmp_path / "checkpoint"

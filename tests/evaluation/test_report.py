@@ -155,8 +155,8 @@ def test_no_validation_data(tmp_path):
     run = saved_run(tmp_path / "run", tiny_recipe("data.val=null"))
     write_log(run)
     assert report_of(run).headings == ["Results", *SECTIONS[1:3], *SECTIONS[7:]]
-    page = (run / "report.html").read_text()
-    assert f"<code>harmony evaluate {run} --task zero_shot --data URI --out {run}</code>" in page
+    page = (run.folder / "report.html").read_text()
+    assert f"<code>harmony evaluate {run.folder} --task zero_shot --data URI --out {run.folder}</code>" in page
     assert "`harmony" not in page
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -21,6 +22,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_metrics(tmp_path, "zero_shot", {"top1": float("nan")})
     with pytest.raises(TypeError):
         write_json(tmp_path / "metrics.json", {"task": object()})
+    assert read_metrics(tmp_path) == {"zero_shot": {"top1": 0.25}}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_leaves_the_old_file(tmp_path):
+    write_metrics(tmp_path, "zero_shot", {"top1": 0.25})
+    (tmp_path / f".metrics.json.{os.getpid()}").symlink_to("/dev/full")  # where it is written before it is renamed
+    with pytest.raises(UserError, match=f"no room on the disk at {tmp_path}/metrics.json; free some and run again"):
+        write_metrics(tmp_path, "zero_shot", {"top1": 0.75})
     assert read_metrics(tmp_path) == {"zero_shot": {"top1": 0.25}}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 

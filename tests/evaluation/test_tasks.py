@@ -5,6 +5,7 @@ import numpy as np
 import plain_metrics as plain
 import pytest
 import torch
+from PIL import Image
 from runs_for_evaluation import saved_run, tiny_recipe
 
 from harmony import evaluation
@@ -138,3 +139,22 @@ def test_zero_shot_on_clothing(run, shared):
     assert (metrics["examples"], metrics["unlabelled"], metrics["bad_examples"]) == (50, 0, 0)
     assert metrics["chance_top1"] == 0.1
     assert metrics["chance_top5"] == 0.5
+
+
+def test_results_are_not_put_into_a_file(tmp_path):
+    """Said first, before data or weights are looked at: neither of them is there."""
+    (tmp_path / "taken").touch()
+    for out in (tmp_path / "taken", tmp_path / "taken" / "deeper"):
+        with pytest.raises(UserError, match="taken is a file; choose another --out"):
+            evaluation.run("nowhere", "retrieval", "folder:nowhere", out=out)
+
+
+def test_retrieval_without_captions_fails_before_any_image_is_encoded(run, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+
+    def encode(features):
+        raise AssertionError("images were encoded")
+
+    monkeypatch.setattr("harmony.evaluation.features.Features.images", encode)
+    with pytest.raises(UserError, match="has a caption; retrieval needs image-caption pairs"):
+        evaluation.run(str(run.folder), "retrieval", f"folder:{tmp_path}", settings={"workers": 0})

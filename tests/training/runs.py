@@ -26,9 +26,9 @@ TINY = (
     "data={train: 'scenes:train?count=40', val: null, batch_size: 8, workers: 0}",
     "views.global={size: 32}",
     "views.local={count: 2, size: 16}",
-    "objectives.dino.head={prototypes: 24, hidden: 16, bottleneck: 8}",
+    "objectives.dino={freeze_prototypes: 1 epoch, head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
     "objectives.mae.decoder={width: 16, depth: 1, heads: 2}",
-    "objectives.text_distillation.head={prototypes: 24, hidden: 16, bottleneck: 8}",
+    "objectives.text_distillation={freeze_prototypes: 1 epoch, head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
     "optim={lr: 0.03, warmup: 2 steps}",
     "train={steps: 8, log_every: 1 step, checkpoint_every: 3 steps}",
 )

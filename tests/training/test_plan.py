@@ -1,17 +1,21 @@
 """The plan: how many passes a step of Harmony makes, what is merged, and what is refused."""
 
+from contextlib import closing
 from functools import partial
 
 import pytest
 import torch
 from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
+from runs import HERE
 
 from harmony.errors import UserError
 from harmony.models.text import TextTower
 from harmony.models.vision import ImageTower
 from harmony.objectives.base import ImageRequest
+from harmony.recipe import load
 from harmony.training.learner import compile_blocks
 from harmony.training.plan import encode
+from harmony.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -31,6 +35,16 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     monkeypatch.setattr(ImageTower, "encode_packed", watched_encode)
     monkeypatch.setattr(TextTower, "read", watched_read)
     return seen
+
+
+def test_only_views_that_are_encoded_or_masked_are_cut():
+    recipe = load("quickstart", ["objectives.dino=null", "objectives.ibot=null", "model.image.depth=1"])
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": 0, "batch_size": 2})})
+    trainer = Trainer(recipe, HERE)
+    with closing(trainer.loader.batches(0)) as batches:
+        batch = next(batches)
+    assert set(recipe.views) == {"global", "local"}
+    assert set(batch.images) == trainer.learner.views() == {"global"}
 
 
 def test_passes_of_a_harmony_step(passes: list[tuple]):

@@ -52,7 +52,7 @@ def _page(folder: Path) -> str:
     state = facts.read_state(checkpoint)
     retrieval, zero_shot = read_details(folder, "retrieval"), read_details(folder, "zero_shot")
     sections = [
-        shown.results(metrics),
+        shown.results(metrics, folder),
         curves.losses(log, recipe),
         curves.signs(log, recipe),
         *_drawn(folder, recipe, checkpoint),

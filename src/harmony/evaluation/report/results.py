@@ -1,6 +1,7 @@
 """The sections with results: cards, all metrics in tables, per-class bars, confusions and retrieved images."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harmony.evaluation.report.charts import bars, heat_map
@@ -15,14 +16,12 @@ Details = Mapping[str, Any] | None
 """What a task kept for the report (see its `run`), or None when it was not run."""
 
 
-_COMMAND = "harmony evaluate RUN --task zero_shot --data URI --out RUN"
-_UNMEASURED = joined(["Nothing has been evaluated yet; ", tag("code", _COMMAND), " does it."])
-
-
-def results(metrics: Metrics) -> Section:
+def results(metrics: Metrics, run: Path) -> Section:
     """Headline metrics as cards, each beside its chance level, and all metrics in tables."""
     if not metrics:
-        return Section("results", "Results", note(_UNMEASURED))
+        command = tag("code", f"harmony evaluate {run} --task zero_shot --data URI --out {run}")
+        told = joined(["Nothing has been evaluated yet; ", command, " does it."])
+        return Section("results", "Results", note(told))
     most = 4 if len(metrics) == 1 else 2
     cards = []
     for task, numbers in metrics.items():

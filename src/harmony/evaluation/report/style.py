@@ -18,7 +18,7 @@ CSS = """
   }
 }
 * { box-sizing: border-box; }
-html { scroll-behavior: smooth; scroll-padding-top: 3.5rem; -webkit-text-size-adjust: 100%; }
+html { scroll-behavior: smooth; scroll-padding-top: 5.5rem; -webkit-text-size-adjust: 100%; }
 body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif;
@@ -158,6 +158,7 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .heat { background: var(--card); border-radius: 8px; outline: 1px solid var(--line); }
 .heat .right { fill: var(--right); } .heat .wrong { fill: var(--wrong); }
 footer { color: var(--faint); font-size: 13px; padding-top: 56px; }
+@media (max-width: 900px) { nav div { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none; } }
 @media (max-width: 560px) {
   h1 { font-size: 32px; }
   .queries { grid-template-columns: 1fr; }
