@@ -247,7 +247,7 @@ def test_wrong_command_lines(arguments: list[str], told: str, capsys: pytest.Cap
         (["data.batch_size=32"], "24"),
         (["objectives.dino.mask=blok"], "blok"),
         (["objectives.ibot.head=dinno"], "dinno"),
-        (["objectives.ibot=null"], "objectives.dino.mask=null"),
+        (["objectives.ibot=null"], "by weight=0 instead of null"),
         (["objectives.mlm=null"], "mask 'words'"),
         (["model.text=null"], "model.text is null"),
     ],

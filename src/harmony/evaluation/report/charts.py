@@ -204,7 +204,8 @@ def _tick(value: float, scale: Scale, share: bool) -> str:
     if abs(value) < 1e-6 * scale.step:
         return f"0{behind}" if share else "0"
     step = scale.step / unit
-    digits = next(digits for digits in range(7) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6)
+    exact = (digits for digits in range(7) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6)
+    digits = next(exact, 3)  # a step that no few digits tell exactly
     return f"{value / unit:,.{digits}f}{behind}"
 
 
