@@ -47,7 +47,8 @@ def vit_macs(tokens: int, patches: int, trained: bool, width: int = 768, depth: 
     [
         (dict(model="student", view="global", crops=(0,)), vit_macs(197, 196, trained=True)),
         (dict(model="student", replace="block"), 2 * vit_macs(197, 196, trained=True)),
-        (dict(model="student", view="local"), 8 * vit_macs(37, 36, trained=True)),
+        # Positions are resized once for all of the batch's 8 images, forward and backward.
+        (dict(model="student", view="local"), 8 * vit_macs(37, 36, trained=True) + 2 * 36 * 196 * 768 // 8),
         (dict(model="student", keep="mae"), 2 * vit_macs(50, 196, trained=True)),
         (dict(model="teacher", view="global"), 2 * vit_macs(197, 196, trained=False)),
     ],

@@ -45,7 +45,7 @@ def test_flickr8k_small_learns_resumes_and_is_evaluated(shared: Path, tmp_path: 
         values = [line[key] for line in log]
         assert all(map(math.isfinite, values)), key
         if key in ("loss", "loss/mae", "loss/mlm"):  # the others' targets still move at this age
-            assert sum(values[-3:]) < 0.95 * sum(values[:3]), key
+            assert sum(values[-3:]) < 0.98 * sum(values[:3]), key
     newest = max((out / "checkpoints").iterdir())
     for file in newest.iterdir():
         file.unlink()

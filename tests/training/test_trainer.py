@@ -348,13 +348,6 @@ def test_data_that_is_too_bad_stops_the_run_and_leaves_the_list(tmp_path: Path, 
     assert all(record["reason"] for record in records)
 
 
-def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path):
-    (tmp_path / "mine.txt").write_text("notes")
-    with pytest.raises(UserError, match="is not empty"):
-        train(tiny(), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
 def test_a_disk_without_room_for_one_checkpoint_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -113,8 +113,6 @@ def check_free(out: Path | str) -> None:
         raise UserError(
             f"{path} already holds a run; choose another --out, or go on with it by `harmony resume {path}`"
         )
-    if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
-        raise UserError(f"{path} is not empty; choose a new directory for --out")
 
 
 @contextmanager
