@@ -130,25 +130,48 @@ def _finish(out: Path, recipe: "Recipe") -> None:
 def evaluate(
     where: Annotated[
         str,
-        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Directory of a run or of a checkpoint.", show_default=False),
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT",
+            help="Directory of a run or of a checkpoint, timm:NAME or open_clip:NAME.",
+            show_default=False,
+        ),
     ],
     *,
-    task: Annotated[str, typer.Option(metavar="TASK", help="zero_shot or retrieval.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK",
+            help="zero_shot, retrieval, knn, linear, fine_tune, segmentation or detection.",
+            show_default=False,
+        ),
+    ],
     data_uri: Annotated[str, typer.Option("--data", metavar="URI", help="Data to measure on.", show_default=False)],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="teacher or student.")] = "teacher",
+    train_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--train-data", metavar="URI", help="Labelled data to learn from, for knn, linear, ...", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Of a run: teacher, student or untrained (as first drawn).")
+    ] = "teacher",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the task; may be given again."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for metrics.json.", show_default=False)],
 ) -> None:
-    """Measure a trained model on one task."""
+    """Measure a model on one task: a run's, a timm or open_clip model, or a file of weights."""
     from harmony import recipe_files
     from harmony.evaluation import tasks
 
     values = recipe_files.with_overrides({}, settings or [])
-    metrics = tasks.run(where, task, data_uri, model=model, settings=dict(recipe_files.flat(values)), out=out)
-    _show_metrics(task, metrics)
+    chosen = dict(recipe_files.flat(values))
+    outcome = tasks.run(where, task, data_uri, train_uri, model=model, settings=chosen, out=out)
+    if not _is_main():
+        return
+    _show_card(outcome.details["card"])
+    _show_metrics(task, outcome.metrics)
     Console(highlight=False).print(f"Written to [bold]{out / 'metrics.json'}[/]")
 
 
@@ -261,6 +284,17 @@ def _list_recipes() -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print("[dim]`harmony recipes NAME` shows one with every setting explained.[/]")
+
+
+def _show_card(rows: Mapping[str, str]) -> None:
+    from rich.table import Table
+
+    table = Table(title="protocol", title_justify="left", title_style="bold cyan", box=None, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, says in rows.items():
+        table.add_row(name, says)
+    Console(highlight=False).print(table)
 
 
 def _show_metrics(task: str, metrics: Mapping[str, float]) -> None:

@@ -169,7 +169,9 @@ def _unknown_key(path: Path, settings: type[BaseModel], where: str) -> UserError
     within = f"{dotted(tuple(section), where)}." if section or where else ""
     elsewhere = [key for key in _all_keys(settings) if key.split(".")[-1] == name]
     if elsewhere and not get_close_matches(str(name), known, n=1, cutoff=0.75):
-        meant = " or ".join(repr(f"{where}.{key}" if where else key) for key in elsewhere[:3])
+        shallowest = min(key.count(".") for key in elsewhere)
+        nearest = [key for key in elsewhere if key.count(".") == shallowest][:3]
+        meant = " or ".join(repr(f"{where}.{key}" if where else key) for key in nearest)
         return UserError(f"unknown key {within + str(name)!r}; did you mean {meant}?")
     return unknown("key", str(name), known, within)
 

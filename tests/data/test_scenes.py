@@ -48,7 +48,8 @@ def test_a_scene_is_a_function_of_seed_split_and_index(split: SplitName, i: int,
     assert (one.captions, one.label, one.key) == (other.captions, other.label, other.key)
     large = open_source(f"{long}&size=96")[i]  # the same scene in more detail
     assert (large.captions, large.label) == (one.captions, one.label)
-    boxes, larger = one.extra["boxes"] / 64, large.extra["boxes"] / 96
+    assert one.objects and large.objects
+    boxes, larger = one.objects.boxes / 64, large.objects.boxes / 96
     assert np.abs(boxes - larger).max() < 2.5 / 64
 
 
@@ -348,7 +349,8 @@ def test_generated_json_describes_the_picture(tmp_path: Path) -> None:
         assert tar.extractfile(f"{example.key}.txt").read().decode() == example.captions[0]  # type: ignore[union-attr]
     assert described["captions"] == example.captions
     assert (described["label"], described["class"]) == (example.label, CLASSES[example.label or 0])
-    assert np.array_equal(np.array(described["boxes"]), example.extra["boxes"])
+    assert example.objects
+    assert np.array_equal(np.array(described["boxes"]), example.objects.boxes)
     assert np.abs(image.astype(int) - np.asarray(example.image)).mean() < 6
 
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from harmony.data.sources import BadExample, Example, Source
-from harmony.evaluation.encoder import Encoder
+from harmony.errors import UserError
+from harmony.evaluation.encoder import Encoder, Encoding, Layer
+from harmony.evaluation.settings import EvaluationConfig
+from harmony.evaluation.task import Setup
 
 PALETTE = [(230, 40, 40), (40, 200, 60), (50, 70, 220), (240, 220, 40), (20, 20, 20), (250, 250, 250), (200, 60, 200)]
 NAMES = ["red", "green", "blue", "yellow", "black", "white", "purple"]
@@ -72,14 +75,25 @@ class ColourEncoder(Encoder):
 
     def __init__(self, reads_text: bool = True, wrong: bool = False) -> None:
         self.name = "colour encoder"
-        self.size = 8
+        self.size, self.patch, self.depth = 8, 8, 2
         self.mean, self.std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-        self.embed = len(NAMES)
+        self.embed = self.width = len(NAMES)
         self.reads_text = reads_text
         self.device = torch.device("cpu")
         self.wrong = wrong
 
-    def images(self, pixels: Tensor) -> Tensor:
+    def fingerprint(self) -> str:
+        return f"{type(self).__name__} {self.wrong}"
+
+    def encode(self, pixels: Tensor, layers: int = 0) -> Encoding:
+        seen = self.see(pixels)
+        grid = [side // self.patch for side in pixels.shape[-2:]]
+        return Encoding(seen, [Layer(seen, seen[:, :, None, None].expand(-1, -1, *grid))] * layers)
+
+    def backbone(self, size: int, drop_path: float = 0.0) -> nn.Module:
+        raise UserError(f"{self.name} is no timm model")
+
+    def see(self, pixels: Tensor) -> Tensor:
         colours = (pixels.mean(dim=(2, 3)) * torch.tensor(self.std) + torch.tensor(self.mean)) * 255
         nearest = torch.cdist(colours, torch.tensor(PALETTE, dtype=torch.float32)).argmin(dim=1)
         return 3.0 * torch.eye(self.embed)[(nearest + self.wrong) % self.embed]
@@ -89,10 +103,15 @@ class ColourEncoder(Encoder):
         return 0.5 * torch.eye(self.embed)[named]
 
 
+def setup(encoder: Encoder, data: Source, config: EvaluationConfig | None = None, train: Source | None = None) -> Setup:
+    """What a task is given, in this process and in small batches."""
+    return Setup(encoder, data, train, config or EvaluationConfig(workers=0, batch_size=4))
+
+
 class ConstantEncoder(ColourEncoder):
     """Sees and reads the same in everything: a collapsed model."""
 
-    def images(self, pixels: Tensor) -> Tensor:
+    def see(self, pixels: Tensor) -> Tensor:
         return torch.ones(len(pixels), self.embed)
 
     def texts(self, texts: Sequence[str]) -> Tensor:

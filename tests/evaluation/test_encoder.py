@@ -9,7 +9,7 @@ from harmony.chance import Chance
 from harmony.data.batch import Batch
 from harmony.data.photometric import augment
 from harmony.errors import UserError
-from harmony.evaluation.encoder import load_encoder
+from harmony.evaluation.encoders import load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -46,9 +46,9 @@ def test_images_are_encoded_once():
     class Counting(plain.ColourEncoder):
         seen = 0
 
-        def images(self, pixels):
+        def see(self, pixels):
             Counting.seen += len(pixels)
-            return super().images(pixels)
+            return super().see(pixels)
 
     once = features(plain.Colours([0, 1, 2]), Counting())
     assert once.images() is once.images()
@@ -79,8 +79,8 @@ def test_a_part_of_the_data_is_spread_over_all_of_it():
 
 def test_embeddings_that_are_not_finite_are_refused():
     class Broken(plain.ColourEncoder):
-        def images(self, pixels):
-            return super().images(pixels) * float("nan")
+        def see(self, pixels):
+            return super().see(pixels) * float("nan")
 
     with pytest.raises(UserError, match="not finite"):
         features(plain.Colours([0, 1]), Broken()).images()

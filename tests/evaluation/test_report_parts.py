@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from runs_for_evaluation import saved_run, tiny_recipe
 
-from harmony.evaluation.encoder import load_encoder
+from harmony.evaluation.encoders import load_encoder
 from harmony.evaluation.report import pictures
 from harmony.evaluation.report.charts import Line, Mark, Plot, Scale, _tick, bars, chart, nice_step
 from harmony.evaluation.report.html import Html, number, percent, tag

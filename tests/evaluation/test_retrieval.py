@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from harmony.errors import UserError
 from harmony.evaluation import retrieval
-from harmony.evaluation.features import Features
 from harmony.evaluation.retrieval import Pool, examples, image_to_text_ranks, measure, text_to_image_ranks
 from harmony.evaluation.settings import EvaluationConfig
 
@@ -116,7 +115,7 @@ def test_run_counts_what_it_leaves_out():
             example = super().__getitem__(i)
             return type(example)(example.key, example.image, example.captions if i % 3 else [], example.label)
 
-    features = Features(plain.ColourEncoder(), Silent([0, 1, 2, 3, 4, 5, 6], bad=[1]), CONFIG)
+    features = plain.setup(plain.ColourEncoder(), Silent([0, 1, 2, 3, 4, 5, 6], bad=[1]), CONFIG)
     outcome = retrieval.run(features)
     assert outcome.metrics["bad_examples"] == 1
     assert outcome.metrics["without_caption"] == 3
@@ -126,7 +125,7 @@ def test_run_counts_what_it_leaves_out():
 
 def test_only_the_first_captions_when_asked():
     config = CONFIG.model_copy(update={"retrieval": CONFIG.retrieval.model_copy(update={"captions": 1})})
-    outcome = retrieval.run(Features(plain.ColourEncoder(), plain.Colours([0, 1, 2]), config))
+    outcome = retrieval.run(plain.setup(plain.ColourEncoder(), plain.Colours([0, 1, 2]), config))
     assert outcome.metrics["captions"] == 3
 
 
@@ -137,7 +136,7 @@ def test_no_captions_at_all_is_an_error():
             return type(example)(example.key, example.image, [], example.label)
 
     with pytest.raises(UserError, match="no example of colours: has a caption"):
-        retrieval.run(Features(plain.ColourEncoder(), Mute([0, 1]), CONFIG))
+        retrieval.run(plain.setup(plain.ColourEncoder(), Mute([0, 1]), CONFIG))
 
 
 def test_examples_are_the_best_and_the_worst():

@@ -13,7 +13,7 @@ from harmony.data.sources import open_source
 from harmony.data.views import evaluation_crop
 from harmony.errors import UserError
 from harmony.evaluation import tasks
-from harmony.evaluation.encoder import load_encoder
+from harmony.evaluation.encoders import load_encoder
 from harmony.evaluation.results import read_details, read_metrics
 
 
@@ -50,9 +50,10 @@ def test_retrieval_is_what_is_found_by_hand(run):
 
 
 def test_results_are_written_beside_those_of_other_tasks(run, tmp_path):
-    first = tasks.run(str(run.folder), "retrieval", "scenes:val?count=20", settings={"workers": 0}, out=tmp_path)
-    second = tasks.run(str(run.checkpoint), "zero_shot", "scenes:val?count=20", "student", {"workers": 0}, tmp_path)
-    assert read_metrics(tmp_path) == {"retrieval": first, "zero_shot": second}
+    asked = {"data_uri": "scenes:val?count=20", "settings": {"workers": 0}, "out": tmp_path}
+    first = tasks.run(str(run.folder), "retrieval", **asked)
+    second = tasks.run(str(run.checkpoint), "zero_shot", model="student", **asked)
+    assert read_metrics(tmp_path) == {"retrieval": first.metrics, "zero_shot": second.metrics}
     assert (read_details(tmp_path, "zero_shot") or {})["model"].endswith("(student)")
     assert (read_details(tmp_path, "retrieval") or {})["data"] == "scenes:val?count=20"
     assert sum(one["images"] for one in (read_details(tmp_path, "zero_shot") or {})["classes"]) == 20
@@ -60,15 +61,15 @@ def test_results_are_written_beside_those_of_other_tasks(run, tmp_path):
 
 def test_batches_and_workers_change_nothing(run):
     found = [
-        tasks.run(str(run.folder), "retrieval", "scenes:val?count=20", settings={"workers": w, "batch_size": b})
+        tasks.run(str(run.folder), "retrieval", "scenes:val?count=20", settings={"workers": w, "batch_size": b}).metrics
         for w, b in ((0, 20), (1, 3), (2, 7))
     ]
     assert found[0] == found[1] == found[2]
 
 
 def test_shares_are_fractions(run):
-    for task in tasks.tasks():
-        metrics = tasks.run(str(run.folder), task, "scenes:val?count=20", settings={"workers": 0})
+    for task in tasks.AUTO:
+        metrics = tasks.run(str(run.folder), task, "scenes:val?count=20", settings={"workers": 0}).metrics
         shares = [value for name, value in metrics.items() if "recall" in name or "top" in name or "mean" in name]
         assert all(0 <= share <= 1 for share in shares)
         assert json.loads(json.dumps(metrics)) == metrics
@@ -78,7 +79,7 @@ def test_a_run_is_measured_as_its_recipe_says(run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     found = evaluation.evaluate_run(folder, run.recipe)
-    assert list(found) == ["retrieval", "zero_shot"]
+    assert list(found) == ["zero_shot", "retrieval"]
     assert read_metrics(folder) == found
     assert found["retrieval"]["images"] == found["zero_shot"]["examples"] == 24
     assert capsys.readouterr().err.count("encoding 24 images") == 1  # once for both tasks
@@ -126,7 +127,7 @@ def test_nothing_is_written_when_a_task_fails(run, tmp_path):
 
 def test_retrieval_on_flickr8k(run, shared):
     uri = f"shards:{shared}/data/captions/flickr8k/val-{{00000..00001}}.tar"
-    metrics = tasks.run(str(run.folder), "retrieval", uri, settings={"max_examples": 60, "workers": 0})
+    metrics = tasks.run(str(run.folder), "retrieval", uri, settings={"max_examples": 60, "workers": 0}).metrics
     assert (metrics["images"], metrics["bad_examples"]) == (60, 0)
     assert 4 * 60 < metrics["captions"] <= 5 * 60
     assert metrics["text_to_image_recall@10"] < 0.5  # it has learned nothing
@@ -135,7 +136,7 @@ def test_retrieval_on_flickr8k(run, shared):
 def test_zero_shot_on_clothing(run, shared):
     uri = f"shards:{shared}/data/classification/clothing10/test-00000.tar"
     settings = {"max_examples": 50, "workers": 0, "templates": "openai"}
-    metrics = tasks.run(str(run.folder), "zero_shot", uri, settings=settings)
+    metrics = tasks.run(str(run.folder), "zero_shot", uri, settings=settings).metrics
     assert (metrics["examples"], metrics["unlabelled"], metrics["bad_examples"]) == (50, 0, 0)
     assert metrics["chance_top1"] == 0.1
     assert metrics["chance_top5"] == 0.5

@@ -4,7 +4,6 @@ import torch
 
 from harmony.errors import UserError
 from harmony.evaluation import zero_shot
-from harmony.evaluation.features import Features
 from harmony.evaluation.settings import EvaluationConfig, ZeroShotConfig
 from harmony.evaluation.zero_shot import accuracy, class_embeddings, per_class
 
@@ -12,7 +11,7 @@ CONFIG = EvaluationConfig(batch_size=3, workers=0)
 
 
 def run(encoder, source, config=CONFIG):
-    return zero_shot.run(Features(encoder, source, config))
+    return zero_shot.run(plain.setup(encoder, source, config))
 
 
 def test_a_perfect_predictor_is_always_right():
@@ -58,7 +57,8 @@ def test_templates_are_averaged_after_they_are_brought_to_unit_length():
             return torch.tensor(counts, dtype=torch.float32) + 0.1
 
     encoder = Lengths()
-    features = Features(encoder, plain.Colours([0]), CONFIG)
+    source = plain.Colours([0])
+    features = plain.setup(encoder, source, CONFIG).features(source)
     templates = ("a {}", "a large great grand {}", "{}")
     got = class_embeddings(features, ["red", "green"], templates)
     for row, name in enumerate(["red", "green"]):
@@ -94,8 +94,8 @@ def test_data_that_do_not_fit(source, message):
 
 
 def test_what_has_no_zero_shot_says_why():
-    images_alone = Features(plain.ColourEncoder(reads_text=False), plain.Colours([0]), CONFIG)
-    nameless = Features(plain.ColourEncoder(), plain.Colours([0], names=None), CONFIG)
+    images_alone = plain.setup(plain.ColourEncoder(reads_text=False), plain.Colours([0]), CONFIG)
+    nameless = plain.setup(plain.ColourEncoder(), plain.Colours([0], names=None), CONFIG)
     assert "trained on images alone" in (zero_shot.missing(images_alone) or "")
     assert "has none" in (zero_shot.missing(nameless) or "")
-    assert zero_shot.missing(Features(plain.ColourEncoder(), plain.Colours([0]), CONFIG)) is None
+    assert zero_shot.missing(plain.setup(plain.ColourEncoder(), plain.Colours([0]), CONFIG)) is None

@@ -13,6 +13,7 @@ def run(
     where: str,
     task: str,
     data_uri: str,
+    train_uri: str | None = None,
     model: str = "teacher",
     settings: dict[str, Any] | None = None,
     out: Path | str | None = None,
@@ -20,7 +21,7 @@ def run(
     """Measure one task; see `harmony.evaluation.tasks.run`."""
     from harmony.evaluation import tasks
 
-    return tasks.run(where, task, data_uri, model, settings, out)
+    return tasks.run(where, task, data_uri, train_uri, model, settings, out).metrics
 
 
 def evaluate_run(run_dir: Path | str, recipe: "Recipe") -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Embeddings of a whole source, extracted once and shared by all tasks.
 
-Shapes: N examples that could be read, b of one batch, E shared width, S pixels a side.
+Shapes: N examples that could be read, b of one batch, E width of the embedding, L last blocks, D width of a token, S
+pixels a side.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,12 @@ from harmony.data.sources import BadExample, Source
 from harmony.data.views import evaluation_crop
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
-from harmony.evaluation.encoder import Encoder
+from harmony.evaluation.encoder import Encoder, Encoding
 from harmony.evaluation.progress import say, track
 from harmony.evaluation.settings import EvaluationConfig
+
+LAYERS = 4
+"""Last blocks whose features are kept, L; all of them when the encoder has fewer."""
 
 BAD_SHOWN = 3
 """Examples that could not be read and are named; all are counted."""
@@ -30,6 +34,8 @@ class ImageFeatures:
 
     Attributes:
         embeddings: (N, E) float32 on the CPU, of unit length.
+        cls: (N, L, D) float32, the class token after each of the last L blocks, the very last one at the end.
+        patches: (N, D) float32, the mean of the last block's patch tokens.
         indices: (N,) int64, each example's position in the source.
         labels: (N,) int64, -1 for an example without a label.
         captions: the captions of each example.
@@ -37,6 +43,8 @@ class ImageFeatures:
     """
 
     embeddings: Tensor
+    cls: Tensor
+    patches: Tensor
     indices: Tensor
     labels: Tensor
     captions: list[list[str]]
@@ -84,19 +92,23 @@ class Features:
 
     def _encode_images(self) -> ImageFeatures:
         crops = Crops(
-            self.source, spread(len(self.source), self.config.max_examples), self.encoder.size, self._max_pixels
+            self.source,
+            spread(len(self.source), self.config.max_examples),
+            self.config.size or self.encoder.size,
+            self._max_pixels,
         )
-        embeddings: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         read = Read()
         for batch in track(self._loader(crops), len(crops), f"encoding {len(crops.positions):,} images"):
             read.add(batch)
             if batch.pixels is not None:
                 pixels = self.encoder.normalise(batch.pixels.to(self.encoder.device))
-                embeddings.append(_unit(self.encoder.images(pixels), "images"))
+                found.append(_kept(self.encoder.encode(pixels, min(LAYERS, self.encoder.depth))))
         self._tell(read.bad)
         labels = torch.tensor(read.labels, dtype=torch.int64)
         indices = torch.tensor(read.indices, dtype=torch.int64)
-        return ImageFeatures(torch.cat(embeddings), indices, labels, read.captions, read.bad)
+        embeddings, cls, patches = (torch.cat(part) for part in zip(*found, strict=True))
+        return ImageFeatures(embeddings, cls, patches, indices, labels, read.captions, read.bad)
 
     def _loader(self, crops: "Crops") -> "DataLoader[Read]":
         size = min(self.config.batch_size, len(crops.positions))
@@ -176,6 +188,13 @@ class Crops(Dataset[Read]):
             read.captions.append(list(example.captions))
         read.pixels = torch.stack(pixels) if pixels else None
         return read
+
+
+def _kept(encoding: Encoding) -> tuple[Tensor, Tensor, Tensor]:
+    """What is kept of a batch: embeddings, class tokens, mean patches."""
+    cls = torch.stack([layer.cls for layer in encoding.layers], dim=1).float().cpu()
+    patches = encoding.layers[-1].patches.float().mean(dim=(2, 3)).cpu()
+    return _unit(encoding.embedding, "images"), cls, patches
 
 
 def _unit(embeddings: Tensor, what: str) -> Tensor:

@@ -1,11 +1,14 @@
 """How far a long evaluation has come: a live bar in a terminal, one line at the end elsewhere."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from harmony import ranks
 
 ItemT = TypeVar("ItemT")
 
@@ -26,3 +29,27 @@ def track(items: Iterable[ItemT], total: int, doing: str) -> Iterator[ItemT]:
 def say(text: str) -> None:
     """A line on the error stream."""
     Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def steps_bar(steps: int, start: int, doing: str) -> Iterator[Callable[[int, str], None]]:
+    """A live bar for a training in a terminal, one line at its end elsewhere; gives `show(steps done, text)`."""
+    console = Console(stderr=True, highlight=False)
+    begun, last = time.monotonic(), ""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    live = Progress(*columns, console=console, transient=True) if console.is_terminal and ranks.is_main() else None
+
+    def show(done: int, text: str) -> None:
+        nonlocal last
+        last = text
+        if live is not None:
+            live.update(task, completed=done, description=f"{doing}, {text}")
+
+    if live is not None:
+        with live:
+            task = live.add_task(doing, total=steps, completed=start)
+            yield show
+    else:
+        yield show
+    if ranks.is_main():
+        console.print(f"{doing}: {steps:,} steps, {last}, {time.monotonic() - begun:.1f} s", markup=False)

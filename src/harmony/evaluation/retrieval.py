@@ -18,42 +18,57 @@ import torch
 from torch import Tensor
 
 from harmony.errors import UserError
-from harmony.evaluation.features import Features
 from harmony.evaluation.ranking import best_ranks, chance_recall, median, recall
 from harmony.evaluation.results import Outcome
+from harmony.evaluation.task import Card, Setup
 
 DEPTHS = (1, 5, 10)
 EXAMPLES = 6
 """Best and worst queries kept for the report."""
 
 
-def missing(features: Features) -> str | None:
+def missing(setup: Setup) -> str | None:
     """Why this data or encoder has no retrieval; None when it has."""
-    if not features.encoder.reads_text:
+    if not setup.encoder.reads_text:
         return "retrieval needs a text tower, and this model was trained on images alone"
-    if not features.source.has_captions():
-        return _no_captions(features)
+    if not setup.data.has_captions():
+        return _no_captions(setup)
     return None
 
 
-def _no_captions(features: Features) -> str:
-    return f"no example of {features.source.uri} has a caption; retrieval needs image-caption pairs"
+def card(setup: Setup) -> Card:
+    """The protocol."""
+    most = setup.config.retrieval.captions
+    return Card(
+        resolution=f"{setup.size} px, the central square of the image",
+        split=f"nothing is learned; measured on every captioned example of {setup.data.uri}",
+        selection="none",
+        optimiser="none",
+        schedule=f"{'all' if most is None else f'the first {most}'} captions of an image; no prompt, no re-ranking",
+        differs="a caption of the same words counts as right for an image whichever image it came with; ties count as "
+        "wrong, so that a collapsed encoder finds nothing",
+    )
 
 
-def run(features: Features) -> Outcome:
+def _no_captions(setup: Setup) -> str:
+    return f"no example of {setup.data.uri} has a caption; retrieval needs image-caption pairs"
+
+
+def run(setup: Setup) -> Outcome:
     """Measure.
 
     Raises:
         UserError: no example has a caption.
     """
+    features = setup.features(setup.data)
     images = features.images()
-    pool = Pool.of(images.captions, features.config.retrieval.captions)
+    pool = Pool.of(images.captions, setup.config.retrieval.captions)
     if not len(pool.owner):
-        raise UserError(_no_captions(features))
+        raise UserError(_no_captions(setup))
     pictures = images.embeddings[pool.images]
     texts = features.texts(pool.texts)
-    ranks = text_to_image_ranks(pictures, texts, pool, features.encoder.device)
-    metrics = measure(ranks, image_to_text_ranks(pictures, texts, pool, features.encoder.device), pool)
+    ranks = text_to_image_ranks(pictures, texts, pool, setup.encoder.device)
+    metrics = measure(ranks, image_to_text_ranks(pictures, texts, pool, setup.encoder.device), pool)
     metrics |= {"without_caption": len(images.captions) - len(pool.images), "bad_examples": len(images.bad)}
     places = images.indices[pool.images]
     return Outcome(metrics, {"text_to_image": examples(pictures, texts, pool, ranks, places)})

@@ -1,87 +1,113 @@
 """The tasks by name, and running them."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 from pydantic import BaseModel
 
+from harmony import ranks
 from harmony.data.sources import Source, open_source
 from harmony.errors import UserError, unknown
-from harmony.evaluation import retrieval, zero_shot
-from harmony.evaluation.encoder import load_encoder
-from harmony.evaluation.features import Features
-from harmony.evaluation.results import Metrics, write_details, write_metrics
-from harmony.evaluation.settings import EvaluationConfig
+from harmony.evaluation.encoders import load_encoder
+from harmony.evaluation.results import Metrics, Outcome, write_details, write_metrics
+from harmony.evaluation.settings import TASKS, EvaluationConfig
+from harmony.evaluation.task import Card, Setup
 from harmony.recipe import Recipe
+from harmony.training import distributed
+from harmony.training.distributed import together
 from harmony.validation import validated
 
-_TASKS: dict[str, ModuleType] = {"retrieval": retrieval, "zero_shot": zero_shot}
-"""A task is a module with `missing(features)`, why it cannot be done (or None), and `run(features) -> Outcome`."""
+AUTO = ("zero_shot", "retrieval")
+"""Tasks that `tasks: auto` considers: those that train nothing."""
 
 
-def tasks() -> list[str]:
-    """The names of all tasks."""
-    return sorted(_TASKS)
+class Task(Protocol):
+    """What the module of a task offers, see harmony.evaluation.task."""
+
+    def missing(self, setup: Setup) -> str | None: ...
+
+    def card(self, setup: Setup) -> Card: ...
+
+    def run(self, setup: Setup) -> Outcome: ...
+
+
+def task_named(name: str) -> Task:
+    """The module of a task; UserError when there is none of that name."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return cast(Task, import_module(f"harmony.evaluation.{name}"))
 
 
 def run(
     where: str,
     task: str,
     data_uri: str,
+    train_uri: str | None = None,
     model: str = "teacher",
     settings: Mapping[str, Any] | None = None,
     out: Path | str | None = None,
-) -> dict[str, float]:
-    """Measure one task.
+) -> Outcome:
+    """Measure one task; under torchrun, together with the other processes.
 
     Args:
-        where: a run directory or a checkpoint directory.
-        task: one of `tasks()`.
+        where: what is measured, see `harmony.evaluation.encoders`.
+        task: one of `TASKS`.
         data_uri: the data to measure on.
-        model: "teacher" or "student".
+        train_uri: the data to learn from, for tasks that learn.
+        model: "teacher", "student" or "untrained", for a run.
         settings: of the task (`templates`) or of all (`batch_size`, `workers`, `max_examples`), by name.
         out: folder whose metrics.json gets the numbers; nothing is written without.
 
     Returns:
-        The metrics by name; shares are fractions between 0 and 1.
+        Metrics by name (shares are fractions between 0 and 1), details for the report, and the protocol card.
 
     Raises:
         UserError: the task, a setting or the model is unknown, the data does not fit the task, or `out` is a file.
     """
-    _module(task)
+    task_named(task)
     config = config_for(task, settings or {})
-    if out is not None:
-        _check_folder(Path(out))
-    source = open_source(data_uri)
-    encoder = load_encoder(where, model)
-    return _measure(task, Features(encoder, source, config), None if out is None else Path(out))
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _check_folder(folder)
+    with distributed.session() as place, together():
+        data = open_source(data_uri)
+        train = None if train_uri is None else open_source(train_uri)
+        encoder = load_encoder(where, model, place.device)
+        return _measure(task, Setup(encoder, data, train, config, _work(folder, task)), folder)
 
 
 def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
     """Measure the newest checkpoint of a run on `data.val`, by the recipe's `evaluation`.
 
-    With `tasks: auto`, the tasks that the data and the towers can answer. The numbers go into the run's metrics.json.
+    With `tasks: auto`, zero-shot classification and retrieval where data and towers can answer them. Tasks that learn
+    do so from `evaluation.train`, or else from the run's own data. The numbers go into the run's metrics.json.
 
     Raises:
         UserError: the recipe names tasks but no data to evaluate on, or a task it names cannot be done.
     """
-    config = recipe.evaluation
+    config, folder = recipe.evaluation, Path(run_dir)
     if recipe.data.val is None:
         if config.tasks in ("auto", ()):
             return {}
         raise UserError(
             f"evaluation.tasks asks for {', '.join(config.tasks)}, but data.val is not given; name the data"
         )
-    features = Features(
-        load_encoder(str(run_dir), config.model), open_validation(recipe), config, recipe.data.max_pixels
-    )
+    data, encoder = open_validation(recipe), load_encoder(str(folder), config.model)
+    train = None
+    if config.tasks != "auto":
+        train = open_source(config.train) if config.train else open_source(recipe.data.train, recipe.data.options)
+    setup = Setup(encoder, data, train, config, max_pixels=recipe.data.max_pixels)
     if config.tasks == "auto":
-        wanted = [task for task in tasks() if _TASKS[task].missing(features) is None]
+        wanted = [task for task in AUTO if task_named(task).missing(setup) is None]
     else:
         wanted = list(config.tasks)
-    return {task: _measure(task, features, Path(run_dir)) for task in wanted}
+    done: Metrics = {}
+    for task in wanted:
+        setup.work = _work(folder, task)
+        done[task] = _measure(task, setup, folder).metrics
+    return done
 
 
 def open_validation(recipe: Recipe) -> Source:
@@ -90,18 +116,24 @@ def open_validation(recipe: Recipe) -> Source:
     return open_source(recipe.data.val, recipe.data.options)
 
 
-def _measure(task: str, features: Features, out: Path | None) -> dict[str, float]:
-    module = _module(task)
-    reason = module.missing(features)
+def _work(folder: Path | None, task: str) -> Path | None:
+    return None if folder is None else folder / "evaluation" / task
+
+
+def _measure(task: str, setup: Setup, out: Path | None) -> Outcome:
+    module = task_named(task)
+    reason = module.missing(setup)
     if reason:
         raise UserError(reason)
-    outcome = module.run(features)
-    if out is not None:
-        about = {"model": features.encoder.name, "data": features.source.uri}
+    outcome = module.run(setup)
+    outcome.details["card"] = module.card(setup).rows()
+    if out is not None and ranks.is_main():
+        about = {"model": setup.encoder.name, "data": setup.data.uri}
+        if setup.train is not None:
+            about["train"] = setup.train.uri
         write_details(out, task, about | outcome.details)
         write_metrics(out, task, outcome.metrics)
-    metrics: dict[str, float] = outcome.metrics
-    return metrics
+    return outcome
 
 
 def _check_folder(out: Path) -> None:
@@ -113,12 +145,6 @@ def _check_folder(out: Path) -> None:
             return
 
 
-def _module(task: str) -> ModuleType:
-    if task not in _TASKS:
-        raise unknown("task", task, _TASKS)
-    return _TASKS[task]
-
-
 def config_for(task: str, settings: Mapping[str, Any]) -> EvaluationConfig:
     """The settings for one task from `--set key=value`, where the task's own keys need not be written `task.key`.
 
@@ -127,7 +153,7 @@ def config_for(task: str, settings: Mapping[str, Any]) -> EvaluationConfig:
     """
     own = type(getattr(EvaluationConfig(), task))
     assert issubclass(own, BaseModel)
-    of_all = [key for key in EvaluationConfig.model_fields if key not in ("tasks", "model", *_TASKS)]
+    of_all = [key for key in EvaluationConfig.model_fields if key not in ("tasks", "model", "train", *TASKS)]
     values: dict[str, Any] = {task: {}}
     for key, value in settings.items():
         name = key.removeprefix(f"{task}.")

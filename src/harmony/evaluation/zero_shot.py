@@ -16,36 +16,49 @@ from harmony.errors import UserError
 from harmony.evaluation.features import Features
 from harmony.evaluation.ranking import best_ranks, recall
 from harmony.evaluation.results import Outcome
+from harmony.evaluation.task import Card, Setup
 from harmony.evaluation.templates import load_templates, prompts
 
 MOST_CLASSES_IN_CONFUSION = 100
 """Larger confusion matrices are not kept: nobody can read them."""
 
 
-def missing(features: Features) -> str | None:
+def missing(setup: Setup) -> str | None:
     """Why this data or encoder has no zero-shot classification; None when it has."""
-    if not features.encoder.reads_text:
+    if not setup.encoder.reads_text:
         return "zero_shot needs a text tower, and this model was trained on images alone"
-    if not features.source.class_names:
-        return (
-            f"zero_shot needs class names, and {features.source.uri} has none; give it labelled data or use retrieval"
-        )
+    if not setup.data.class_names:
+        return f"zero_shot needs class names, and {setup.data.uri} has none; give it labelled data or use retrieval"
     return None
 
 
-def run(features: Features) -> Outcome:
+def card(setup: Setup) -> Card:
+    """The protocol."""
+    templates = load_templates(setup.config.zero_shot.templates)
+    return Card(
+        resolution=f"{setup.size} px, the central square of the image",
+        split=f"nothing is learned; measured on every labelled example of {setup.data.uri}",
+        selection="none",
+        optimiser="none",
+        schedule=f"{len(templates)} prompt templates a class ({setup.config.zero_shot.templates}), embeddings averaged",
+        differs="as CLIP (arXiv 2103.00020, 3.1.4); ties count as wrong, so that a collapsed encoder scores nothing",
+    )
+
+
+def run(setup: Setup) -> Outcome:
     """Measure.
 
     Raises:
         UserError: the class names repeat, do not fit the labels, or no example has a label.
     """
-    names = list(features.source.class_names or [])
+    features = setup.features(setup.data)
+    names = list(setup.data.class_names or [])
     _check_names(names)
-    templates = load_templates(features.config.zero_shot.templates)
+    templates = load_templates(setup.config.zero_shot.templates)
     images = features.images()
     labelled = images.labels >= 0
     labels = images.labels[labelled]
-    _check_labels(labels, names, features.source.uri)
+    _check_labels(labels, names, setup.data.uri)
     classes = class_embeddings(features, names, templates)
     embeddings = images.embeddings[labelled]
     ranks = best_ranks(embeddings, classes, (torch.arange(len(labels)), labels), device=features.encoder.device)

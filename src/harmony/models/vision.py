@@ -111,7 +111,7 @@ class ImageTower(nn.Module):
             UserError: the name is not a plain timm ViT with a class token, or a size does not fit.
         """
         super().__init__()
-        self.trunk = _create_trunk(config, config.size or size)
+        self.trunk = create_trunk(config, config.size or size)
         self.width: int = self.trunk.embed_dim
         self.patch: int = self.trunk.patch_embed.patch_size[0]
         self.prefix: int = self.trunk.num_prefix_tokens
@@ -233,8 +233,11 @@ def _inner_norm(attn: Attention) -> nn.Module:
     return getattr(attn, "norm", nn.Identity())
 
 
-def _create_trunk(config: ImageConfig, size: int) -> VisionTransformer:
-    """The timm model the settings describe, untrained, with packed blocks and no classifier."""
+def create_trunk(config: ImageConfig, size: int, drop_path: float = 0.0) -> VisionTransformer:
+    """The timm model the settings describe, untrained, with packed blocks and no classifier.
+
+    `drop_path` is timm's own stochastic depth, for a model that is trained by itself; a packed pass has another.
+    """
     own_patch = patch_size(config.name)
     patch = config.patch or own_patch
     if size % patch:
@@ -251,7 +254,9 @@ def _create_trunk(config: ImageConfig, size: int) -> VisionTransformer:
     }
     changes: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     try:
-        trunk = timm.create_model(config.name, block_fn=PackedBlock, img_size=size, num_classes=0, **changes)
+        trunk = timm.create_model(
+            config.name, block_fn=PackedBlock, img_size=size, num_classes=0, drop_path_rate=drop_path, **changes
+        )
     except (AssertionError, TypeError) as error:
         raise UserError(
             f"model.image cannot be built as {config.name} with {changes or 'its own sizes'}: {error}"

@@ -59,7 +59,7 @@ def _write_shards(source: ScenesSource, folder: Path) -> list[Path]:
 
 def _add(tar: tarfile.TarFile, example: Example, classes: list[str]) -> None:
     assert not isinstance(example.image, bytes)
-    assert example.label is not None
+    assert example.label is not None and example.objects is not None
     image = io.BytesIO()
     example.image.save(image, "JPEG", quality=92, subsampling=0)
     described: dict[str, Any] = {
@@ -67,8 +67,8 @@ def _add(tar: tarfile.TarFile, example: Example, classes: list[str]) -> None:
         "captions": example.captions,
         "class": classes[example.label],
         "label": example.label,
-        "boxes": example.extra["boxes"].tolist(),
-        "box_labels": example.extra["box_labels"].tolist(),
+        "boxes": example.objects.boxes.tolist(),  # left, top, right, bottom
+        "box_labels": example.objects.labels.tolist(),
     }
     files = {
         "jpg": image.getvalue(),

@@ -1,10 +1,12 @@
 """What every source of examples offers, whatever it reads from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from harmony.errors import UserError, unknown
@@ -28,6 +30,27 @@ class BadExample(Exception):  # noqa: N818 - it names the example, and is met, c
 
 
 @dataclass(frozen=True)
+class Objects:
+    """The things on one image, K of them; places are in pixels of the image as decoded.
+
+    Attributes:
+        boxes: (K, 4) float32, left, top, right, bottom.
+        labels: (K,) int64, class indices into the source's `object_names`.
+        crowd: (K,) bool, regions of many things that are neither learned nor counted as missed.
+        areas: (K,) float32, of the things in px, which decide what counts as small, medium and large.
+        masks: () -> (K, H, W) bool, or None where the data have boxes alone.
+        image_id: the image's number in the file it comes from, for writing results.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float32]
+    masks: Callable[[], NDArray[np.bool_]] | None = None
+    image_id: int = 0
+
+
+@dataclass(frozen=True)
 class Example:
     """One image and what is known of it.
 
@@ -36,14 +59,16 @@ class Example:
         image: the encoded file, or a picture for sources that make their own.
         captions: none, one or several.
         label: class index, for evaluation alone; a batch never carries it.
-        extra: what a source knows besides; the scenes give "mask" (H, W) uint8 and "boxes" (K, 4).
+        mask: class of every pixel, an encoded file or (H, W) uint8 or uint16, for evaluation alone.
+        objects: the things on the image, likewise.
     """
 
     key: str
     image: bytes | Image.Image
     captions: list[str] = field(default_factory=list)
     label: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    mask: bytes | NDArray[Any] | None = None
+    objects: Objects | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +107,18 @@ class Source(ABC):
     Attributes:
         uri: what it was opened from.
         class_names: names of the classes that labels count, when they are known.
+        mask_names: names of the classes that pixels of masks count; None where there are no masks.
+        mask_ignore: the pixel value that belongs to no class.
+        object_names: names of the classes of things; None where there are no things.
+        has_object_masks: whether things have masks.
     """
 
     uri: str
     class_names: list[str] | None = None
+    mask_names: list[str] | None = None
+    mask_ignore: int = 255
+    object_names: list[str] | None = None
+    has_object_masks: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...

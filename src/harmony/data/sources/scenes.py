@@ -3,21 +3,25 @@
     scenes:                                  the training split, 64 pixels a side
     scenes:held_out?count=512&size=96        things whose shape, colour and texture never come together in training
     scenes:val?seed=3                        new scenes of combinations that training does show
+    scenes:train?things=shape                pixels and things are classed by shape alone (or by colour), not by both
 
 Scene i is a function of the seed, the split and i alone: a source with a larger count begins with the same scenes, and
 a larger size shows the same ones in more detail.
 """
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from harmony.data.scenes.captions import captions
 from harmony.data.scenes.layout import SplitName, scene
-from harmony.data.scenes.paint import paint
-from harmony.data.scenes.words import CLASSES
-from harmony.data.sources.base import Example, Source
+from harmony.data.scenes.paint import Picture, paint
+from harmony.data.scenes.words import CLASSES, COLOURS, SHAPES
+from harmony.data.sources.base import Example, Objects, Source
 from harmony.errors import UserError
 from harmony.validation import validated
 
@@ -38,14 +42,16 @@ class SceneSettings(BaseModel):
     )
     size: Annotated[int, Field(ge=16, le=2048, description="pixels a side")] = 64
     seed: Annotated[int, Field(ge=0, le=2**31, description="other seeds give other scenes")] = 0
+    things: Annotated[
+        Literal["class", "shape", "colour"], Field(description="what tells pixels and things apart; never the label")
+    ] = "class"
 
 
 class ScenesSource(Source):
     """Scenes painted when they are read.
 
-    `Example.label` is the class of the main thing. `Example.extra` holds "mask", (size, size) uint8, 0 for the ground
-    and 1 + class index elsewhere (never 255); "boxes", (K, 4) float32, left, top, width, height in pixels, the main
-    thing's first; and "box_labels", (K,) int64.
+    `Example.label` is the class of the main thing, which comes first in `Example.objects`. `Example.mask` is
+    (size, size) uint8, 0 for the ground and 1 + the thing's class elsewhere (never 255).
 
     Args:
         place: the split, `train`, `val` or `held_out`; `train` when empty.
@@ -62,6 +68,10 @@ class ScenesSource(Source):
         if place and "split" in query:
             raise UserError(f"{uri} names the split twice; leave out one of {place!r} and split={query['split']}")
         self.settings = validated(SceneSettings, ({"split": place} if place else {}) | query, "scenes")
+        names = {"class": CLASSES, "shape": SHAPES, "colour": tuple(COLOURS)}[self.settings.things]
+        self.object_names = list(names)
+        self.mask_names = ["ground", *names]
+        self.has_object_masks = True
 
     def __len__(self) -> int:
         return self.settings.count or _COUNTS[self.settings.split]
@@ -76,8 +86,27 @@ class ScenesSource(Source):
             image=Image.fromarray(picture.pixels),
             captions=captions(drawn),
             label=drawn.things[0].label,
-            extra={"mask": picture.mask, "boxes": picture.boxes, "box_labels": picture.labels},
+            mask=self._classed(picture.mask.astype(np.int64) - 1),
+            objects=self._objects(picture, i),
         )
+
+    def _objects(self, picture: Picture, i: int) -> Objects:
+        masks = _masks(picture)
+        left, top, width, height = picture.boxes.T
+        return Objects(
+            boxes=np.stack([left, top, left + width, top + height], axis=1),
+            labels=self._classed(picture.labels).astype(np.int64) - 1,
+            crowd=np.zeros(len(picture.labels), dtype=bool),
+            areas=masks.sum((1, 2)).astype(np.float32),
+            masks=partial(_masks, picture),
+            image_id=i,
+        )
+
+    def _classed(self, classes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """1 + what the setting `things` makes of class indices; 0 for -1, the ground."""
+        colours = len(COLOURS)
+        made = {"class": classes, "shape": classes // colours, "colour": classes % colours}[self.settings.things]
+        return np.where(classes < 0, 0, made + 1).astype(np.uint8)
 
     def key(self, i: int) -> str:
         return f"{self.settings.split}-{i:08d}"
@@ -91,3 +120,12 @@ class ScenesSource(Source):
 
     def caption_fields(self) -> list[str]:
         return ["captions"]
+
+
+def _masks(picture: Picture) -> NDArray[np.bool_]:
+    """(K, size, size), the pixels of each thing: no thing hides another, so they are those within its box."""
+    masks = np.zeros((len(picture.labels), *picture.mask.shape), dtype=bool)
+    for mask, label, (left, top, width, height) in zip(masks, picture.labels, picture.boxes.astype(int), strict=True):
+        window = (slice(top, top + height), slice(left, left + width))
+        mask[window] = picture.mask[window] == label + 1
+    return masks

@@ -8,7 +8,7 @@ from typing import Any
 from harmony import recipe as recipes
 from harmony.data.sources import Source, open_source
 from harmony.errors import UserError
-from harmony.evaluation.encoder import TowersEncoder, find_checkpoint, load_encoder, load_part
+from harmony.evaluation.encoders import TowersEncoder, find_checkpoint, load_part, load_run
 from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.report import curves, facts, pictures
 from harmony.evaluation.report import results as shown
@@ -82,7 +82,7 @@ def _drawn(folder: Path, recipe: Recipe, checkpoint: Path | None) -> list[Sectio
         return []
     try:
         source = open_source(recipe.data.val, recipe.data.options)
-        teacher, student = load_encoder(str(folder), "teacher", "cpu"), load_encoder(str(folder), "student", "cpu")
+        teacher, student = load_run(str(folder), "teacher", "cpu"), load_run(str(folder), "student", "cpu")
     except UserError as error:
         return [Section("features", "What the patches mean", note(f"Nothing can be drawn: {error}."))]
     read = _read(source, spread(len(source), COLOURED), recipe, recipe.largest_view)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harmony.chance import Chance
 from harmony.data.masks import PatchSampler
-from harmony.evaluation.encoder import TowersEncoder
+from harmony.evaluation.encoders import TowersEncoder
 from harmony.evaluation.report.html import Section, picture, tag
 from harmony.models.vision import Segment
 from harmony.objectives.mae import Mae
