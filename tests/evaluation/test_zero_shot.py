@@ -4,8 +4,9 @@ import torch
 
 from harmony.errors import UserError
 from harmony.evaluation import zero_shot
+from harmony.evaluation.classification import accuracy, per_class
 from harmony.evaluation.settings import EvaluationConfig, ZeroShotConfig
-from harmony.evaluation.zero_shot import accuracy, class_embeddings, per_class
+from harmony.evaluation.zero_shot import class_embeddings
 
 CONFIG = EvaluationConfig(batch_size=3, workers=0)
 

@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harmony.errors import UserError
+from harmony.evaluation.classification import accuracy, class_details
 from harmony.evaluation.features import Features
-from harmony.evaluation.ranking import best_ranks, recall
+from harmony.evaluation.ranking import best_ranks
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.task import Card, Setup
 from harmony.evaluation.templates import load_templates, prompts
-
-MOST_CLASSES_IN_CONFUSION = 100
-"""Larger confusion matrices are not kept: nobody can read them."""
 
 
 def missing(setup: Setup) -> str | None:
@@ -64,7 +62,8 @@ def run(setup: Setup) -> Outcome:
     ranks = best_ranks(embeddings, classes, (torch.arange(len(labels)), labels), device=features.encoder.device)
     metrics = accuracy(ranks, labels, len(names))
     metrics |= {"examples": len(labels), "unlabelled": int((~labelled).sum()), "bad_examples": len(images.bad)}
-    return Outcome(metrics, _details(embeddings, classes, ranks, labels, names, templates))
+    predicted = (embeddings @ classes.T).argmax(dim=1)
+    return Outcome(metrics, class_details(predicted, labels, names) | {"templates": list(templates)})
 
 
 def class_embeddings(features: Features, names: Sequence[str], templates: tuple[str, ...]) -> Tensor:
@@ -72,31 +71,6 @@ def class_embeddings(features: Features, names: Sequence[str], templates: tuple[
     sentences = [sentence for name in names for sentence in prompts(name, templates)]
     each = features.texts(sentences).unflatten(0, (len(names), len(templates)))
     return F.normalize(each.mean(dim=1), dim=-1)
-
-
-def accuracy(ranks: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Top-1, top-5 (where there are more than five classes) and mean per class, each with its chance level.
-
-    Args:
-        ranks: (N,) the rank of the true class among all classes.
-        labels: (N,) the true class.
-        classes: C.
-    """
-    metrics = {
-        "top1": recall(ranks, 1),
-        "mean_per_class": per_class(ranks, labels, classes).nanmean().item(),
-        "chance_top1": 1 / classes,
-        "chance_mean_per_class": 1 / classes,
-    }
-    if classes > 5:
-        metrics |= {"top5": recall(ranks, 5), "chance_top5": 5 / classes}
-    return metrics
-
-
-def per_class(ranks: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(C,) float64: share of each class's images that are right; NaN for a class without images."""
-    right = torch.zeros(classes, dtype=torch.float64).scatter_add_(0, labels, (ranks == 1).double())
-    return right / torch.bincount(labels, minlength=classes)
 
 
 def _check_names(names: list[str]) -> None:
@@ -113,23 +87,3 @@ def _check_labels(labels: Tensor, names: list[str], uri: str) -> None:
             f"{uri} has the label {int(labels.max())} but only {len(names)} class names (labels count from 0); "
             "give it one name a class"
         )
-
-
-def _details(
-    embeddings: Tensor, classes: Tensor, ranks: Tensor, labels: Tensor, names: list[str], templates: tuple[str, ...]
-) -> dict[str, object]:
-    accuracies = per_class(ranks, labels, len(names)).tolist()
-    details: dict[str, object] = {
-        "classes": [
-            {"name": name, "images": count, "top1": accuracy if count else None}
-            for name, count, accuracy in zip(
-                names, torch.bincount(labels, minlength=len(names)).tolist(), accuracies, strict=True
-            )
-        ],
-        "templates": list(templates),
-    }
-    if len(names) <= MOST_CLASSES_IN_CONFUSION:
-        predicted = (embeddings @ classes.T).argmax(dim=1)
-        confusion = torch.bincount(labels * len(names) + predicted, minlength=len(names) ** 2)
-        details["confusion"] = confusion.view(len(names), len(names)).tolist()
-    return details
