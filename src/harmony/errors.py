@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_LISTED = 100
+"""Names that are listed when none is near; timm alone has more than a thousand."""
+
 
 class UserError(Exception):
     """Something the user gave cannot work.
@@ -19,5 +22,6 @@ def unknown(kind: str, name: str, known: Iterable[str], within: str = "") -> Use
     """
     names = sorted(known)
     near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(names[:MOST_LISTED]) or 'none'}{more}"
     return UserError(f"unknown {kind} {within + name!r}; {hint}")
