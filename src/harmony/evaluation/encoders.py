@@ -20,7 +20,7 @@ from harmony.errors import UserError, unknown
 from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of
 from harmony.evaluation.open_clip_encoder import load_open_clip
 from harmony.evaluation.timm_encoder import load_timm
-from harmony.interchange.published import load_exactly, read_published, towers_from_published
+from harmony.interchange.published import load_exactly, read_published, sizes_from_published, towers_from_published
 from harmony.interchange.weights import load_completely
 from harmony.models.towers import Towers
 from harmony.models.vision import ImageTower, create_trunk
@@ -114,9 +114,11 @@ def load_encoder(where: str, model: str = "teacher", device: torch.device | str 
     if model not in MODELS:
         raise unknown("model", model, MODELS)
     kind, colon, name = where.partition(":")
-    if kind == "published" and name:
+    if colon and not name and kind in (*ELSEWHERE, "published"):
+        raise UserError(f"{where} names nothing; write {kind}:{'FILE' if kind == 'published' else 'NAME'}")
+    if colon and kind == "published":
         return load_published_towers(Path(name), model, device)
-    if kind not in ELSEWHERE or not colon:
+    if not colon or kind not in ELSEWHERE:
         _check_scheme(where)
         return load_run(where, model, device)
     if model == "student":
@@ -164,12 +166,13 @@ def load_run(where: str, model: str = "teacher", device: torch.device | str | No
 def load_published_towers(
     file: Path, model: str = "teacher", device: torch.device | str | None = None
 ) -> TowersEncoder:
-    """The towers of a checkpoint of the published Harmony code, of the sizes of the recipe `harmony-published`."""
-    recipe = recipes.load("harmony-published", ["data.train=scenes:"])
+    """The towers of a checkpoint of the published Harmony code. Arguments and errors as for `load_encoder`."""
+    state = towers_from_published(read_published(file), "teacher" if model == "teacher" else "student")
+    recipe = recipes.load("harmony-published", ["data.train=scenes:", *sizes_from_published(state)])
     torch.manual_seed(recipe.train.seed)
     towers = Towers(recipe.model, recipe.largest_view)
     if model != "untrained":
-        load_exactly(towers, towers_from_published(read_published(file), model), f"the {model} of published:{file}")
+        load_exactly(towers, state, f"the {model} of published:{file}")
     return TowersEncoder(f"published:{file} ({model})", towers, recipe, _device(device))
 
 

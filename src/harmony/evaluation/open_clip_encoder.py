@@ -22,7 +22,15 @@ from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.trunk import Trunk
 from harmony.interchange.open_clip_vit import as_timm
-from harmony.interchange.weights import State, fetched, first_sentence, known_open_clip, load_completely, read_weights
+from harmony.interchange.weights import (
+    State,
+    fetched,
+    first_sentence,
+    known_open_clip,
+    load_completely,
+    quietly,
+    read_weights,
+)
 
 
 class OpenClipEncoder(Encoder):
@@ -118,17 +126,17 @@ def load_open_clip(name: str, weights: Path | None, untrained: bool, device: tor
     if not tag and weights is None and not untrained:
         named = f"open_clip:{architecture}/TAG with TAG one of {', '.join(tags)}, or " if tags else ""
         raise UserError(f"{where} names no weights; write {named}open_clip:{architecture}?weights=FILE")
-    if tag and not untrained:
-        instead = f"give them as open_clip:{architecture}?weights=FILE"
-        model = fetched(partial(_create, architecture, tag), where, instead)
-    else:
-        state = read_weights(weights) if weights is not None and not untrained else None
-        with seeded("untrained", architecture):
+    with seeded("untrained", architecture):
+        if tag and not untrained:
+            instead = f"give them as open_clip:{architecture}?weights=FILE"
+            model = fetched(partial(_create, architecture, tag), where, instead)
+        else:
+            state = read_weights(weights) if weights is not None and not untrained else None
             model = _without_weights(architecture, where)
-        if state is not None:
-            mend = "give weights of the same open_clip model, as model.state_dict() has them"
-            load_completely(model, _named_as(model, state), f"the weights of {where}", mend)
-    return OpenClipEncoder(f"{where} (untrained)" if untrained else where, architecture, model, device)
+            if state is not None:
+                mend = "give weights of the same open_clip model, as model.state_dict() has them"
+                load_completely(model, _named_as(model, state), f"the weights of {where}", mend)
+        return OpenClipEncoder(f"{where} (untrained)" if untrained else where, architecture, model, device)
 
 
 def _create(architecture: str, tag: str | None) -> Any:
@@ -145,7 +153,8 @@ def _create(architecture: str, tag: str | None) -> Any:
 
 def _without_weights(architecture: str, where: str) -> Any:
     try:
-        return _create(architecture, None)
+        with quietly():
+            return _create(architecture, None)
     except Exception as error:
         raise UserError(f"{where} cannot be built ({first_sentence(error)}); choose another model") from None
 

@@ -67,16 +67,16 @@ def load_timm(name: str, weights: Path | None, untrained: bool, device: torch.de
     """
     architecture = known_timm(name)
     where = f"timm:{name}" if weights is None else f"timm:{name}?weights={weights}"
-    if untrained:
-        state = None
-    elif weights is not None:
-        state = read_weights(weights)
-    else:
-        _check_has_weights(name, architecture)
-        instead = f"give them as timm:{name}?weights=FILE"
-        # With its classifier, since timm is strict about the weights of a whole model only.
-        state = dict(fetched(lambda: timm.create_model(name, pretrained=True), f"timm:{name}", instead).state_dict())
-    with seeded("untrained", name):
+    state = None
+    with seeded("untrained", architecture):
+        if weights is not None and not untrained:
+            state = read_weights(weights)
+        elif not untrained:
+            _check_has_weights(name, architecture)
+            instead = f"give them as timm:{name}?weights=FILE"
+            # With its classifier, since timm is strict about the weights of a whole model only.
+            whole = fetched(lambda: timm.create_model(name, pretrained=True), f"timm:{name}", instead)
+            state = dict(whole.state_dict())
         model = _build(name, 0.0)
     size = _size(model)
     if state is not None:

@@ -62,8 +62,19 @@ class Trunk:
         parameters = inspect.signature(self.model.forward_intermediates).parameters
         has_cls = getattr(self.model, "cls_token", None) is not None
         self._has_class_token = has_cls and "return_prefix_tokens" in parameters
-        self._options = {"norm": True} | ({"return_prefix_tokens": True} if self._has_class_token else {})
+        self._options = {"return_prefix_tokens": True} if self._has_class_token else {}
+        self._options["norm"] = self._norms_intermediates(device)
         self._sized: tuple[tuple[int, int], Any] = (size, self.model)
+
+    @torch.no_grad()
+    def _norms_intermediates(self, device: torch.device) -> bool:
+        """Whether the model can apply its final norm to what its blocks give; a few of timm's refuse to."""
+        try:
+            last = [self._stages - 1]
+            self.model.forward_intermediates(torch.zeros(1, 3, *self._size, device=device), indices=last, norm=True)
+        except AssertionError:
+            return False
+        return True
 
     def encode(self, pixels: Tensor, layers: int, embed: Callable[[Any, Tensor], Tensor]) -> Encoding:
         """Images through the model, once.

@@ -1,7 +1,8 @@
 """Weights from elsewhere: read from files, or fetched by timm and open_clip, and loaded completely or not at all."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ def read_weights(path: Path) -> State:
     off.
 
     Raises:
-        UserError: the file is damaged or something else.
+        UserError: the file is missing, damaged or something else.
     """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; check where the weights are")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception:
@@ -93,19 +96,24 @@ def known_open_clip(architecture: str) -> None:
         raise unknown("open_clip model", architecture, open_clip.list_models())
 
 
-def fetched(make: Callable[[], Any], what: str, instead: str) -> Any:
-    """What `make` gives; whatever keeps the weights from being had becomes one sentence.
-
-    Meanwhile the libraries' own warnings are not shown: offline, each of several attempts has some.
-    """
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the libraries' own warnings: of each failed attempt to fetch, of weights that are loaded here later."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        return make()
-    except Exception as error:
-        raise UserError(f"the weights of {what} cannot be had ({first_sentence(error)}); {instead}") from None
+        yield
     finally:
         logging.disable(before)
+
+
+def fetched(make: Callable[[], Any], what: str, instead: str) -> Any:
+    """What `make` gives; whatever keeps the weights from being had becomes one sentence."""
+    try:
+        with quietly():
+            return make()
+    except Exception as error:
+        raise UserError(f"the weights of {what} cannot be had ({first_sentence(error)}); {instead}") from None
 
 
 def first_sentence(error: Exception) -> str:
