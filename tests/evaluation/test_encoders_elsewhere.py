@@ -230,6 +230,15 @@ def test_usual_wrappings_of_a_state_dict_are_taken_off(tmp_path):
 
 
 @torch.no_grad()
+def test_files_without_counts_of_batches_are_whole(folder):
+    theirs, where = timm_file(folder, "test_resnet")
+    state = {key: value for key, value in theirs.state_dict().items() if "num_batches" not in key}
+    save_file(state, folder / "test_resnet.safetensors")
+    pooled = theirs.forward_head(theirs.forward_features(PIXELS), pre_logits=True)
+    assert_close(load_encoder(where, device="cpu").images(PIXELS), pooled)
+
+
+@torch.no_grad()
 def test_weights_saved_at_another_size_are_measured_at_that_size(folder):
     theirs = stirred(timm.create_model("test_vit3", img_size=96, num_classes=0))
     save_file(theirs.state_dict(), folder / "small.safetensors")

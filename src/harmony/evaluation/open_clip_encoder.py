@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from harmony.errors import UserError, unknown
 from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of
+from harmony.evaluation.progress import say
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.trunk import Trunk
 from harmony.interchange.open_clip_vit import as_timm
@@ -128,6 +129,7 @@ def load_open_clip(name: str, weights: Path | None, untrained: bool, device: tor
         raise UserError(f"{where} names no weights; write {named}open_clip:{architecture}?weights=FILE")
     with seeded("untrained", architecture):
         if tag and not untrained:
+            say(f"loading the weights of {where}, which may have to be fetched")
             instead = f"give them as open_clip:{architecture}?weights=FILE"
             model = fetched(partial(_create, architecture, tag), where, instead)
         else:

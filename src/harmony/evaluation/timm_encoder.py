@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from harmony.errors import UserError
 from harmony.evaluation.encoder import Encoder, Encoding, hash_of
+from harmony.evaluation.progress import say
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.trunk import Trunk, patch_of
-from harmony.interchange.weights import State, fetched, known_timm, load_completely, read_weights
+from harmony.interchange.weights import State, known_timm, load_completely, read_weights, timm_weights
 
 
 class TimmEncoder(Encoder):
@@ -73,10 +74,8 @@ def load_timm(name: str, weights: Path | None, untrained: bool, device: torch.de
             state = read_weights(weights)
         elif not untrained:
             _check_has_weights(name, architecture)
-            instead = f"give them as timm:{name}?weights=FILE"
-            # With its classifier, since timm is strict about the weights of a whole model only.
-            whole = fetched(lambda: timm.create_model(name, pretrained=True), f"timm:{name}", instead)
-            state = dict(whole.state_dict())
+            say(f"loading the weights of {where}, which may have to be fetched")
+            state = timm_weights(name, f"give them as timm:{name}?weights=FILE")
         model = _build(name, 0.0)
     size = _size(model)
     if state is not None:

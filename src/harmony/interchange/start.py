@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harmony.errors import UserError
 from harmony.interchange.published import load_exactly, read_published, towers_from_published
-from harmony.interchange.weights import State, fetched, known_open_clip, known_timm, read_weights
+from harmony.interchange.weights import State, fetched, known_open_clip, known_timm, read_weights, timm_weights
 from harmony.models.settings import InitConfig
 from harmony.models.text import TextTower
 from harmony.models.towers import Towers
@@ -56,10 +56,7 @@ def weights_of(source: str) -> State:
 
 def _from_timm(name: str) -> State:
     known_timm(name, timm.list_models(module="vision_transformer"))
-    model = fetched(
-        lambda: timm.create_model(name, pretrained=True, num_classes=0), f"timm:{name}", "give a local file instead"
-    )
-    return dict(model.state_dict())
+    return timm_weights(name, "give a local file instead")
 
 
 def _from_open_clip(name: str) -> State:

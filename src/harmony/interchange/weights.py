@@ -90,6 +90,15 @@ def known_timm(name: str, listed: Iterable[str] = ()) -> str:
     return architecture
 
 
+def timm_weights(name: str, instead: str) -> State:
+    """A timm model's pretrained weights; `instead` is what the message says to do when they cannot be had.
+
+    With its classifier, since timm is strict about the weights of a whole model only.
+    """
+    model = fetched(lambda: timm.create_model(name, pretrained=True), f"timm:{name}", instead)
+    return dict(model.state_dict())
+
+
 def known_open_clip(architecture: str) -> None:
     """Raise UserError when open_clip has no such architecture."""
     if architecture not in open_clip.list_models():
