@@ -132,7 +132,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="RUN_OR_CHECKPOINT",
-            help="Directory of a run or of a checkpoint, timm:NAME or open_clip:NAME.",
+            help="Directory of a run or of a checkpoint, timm:NAME or open_clip:ARCH/TAG.",
             show_default=False,
         ),
     ],

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_LISTED = 100
+"""Names that are listed when none is near; timm alone has more than a thousand."""
+
 
 class UserError(Exception):
     """Something the user gave cannot work.
@@ -18,6 +21,8 @@ def unknown(kind: str, name: str, known: Iterable[str], within: str = "") -> Use
     `within` is put before the names it prints ("optim." for the keys of the section optim).
     """
     names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    lower = {known_name.lower(): known_name for known_name in names}
+    near = [lower[match] for match in get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(names[:MOST_LISTED]) or 'none'}{more}"
     return UserError(f"unknown {kind} {within + name!r}; {hint}")

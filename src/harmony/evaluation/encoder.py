@@ -3,8 +3,9 @@
 Shapes: B images or captions, E width of the embedding, D width of a token, h x w patches, S pixels a side.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -110,3 +111,12 @@ class Encoder(ABC):
         """The inverse of `normalise`, rounded and kept within 0 .. 255: (..., 3, H, W) uint8."""
         mean, std = (torch.tensor(colour, device=pixels.device).view(3, 1, 1) for colour in (self.mean, self.std))
         return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def hash_of(weights: Iterable[tuple[str, Tensor]], how: str) -> str:
+    """A hash of named tensors and of what else changes an encoder's output."""
+    digest = hashlib.blake2b(how.encode(), digest_size=16)
+    for name, tensor in weights:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

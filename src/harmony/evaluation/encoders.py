@@ -1,10 +1,13 @@
 """The encoder that a name stands for.
 
-RUN or CHECKPOINT       a run directory (its newest checkpoint is taken) or a checkpoint directory
+RUN or CHECKPOINT               a run directory (its newest checkpoint is taken) or a checkpoint directory
+timm:NAME                       a timm model with its pretrained weights, see harmony.evaluation.timm_encoder
+open_clip:ARCH/TAG              an open_clip model, both towers, see harmony.evaluation.open_clip_encoder
+timm:NAME?weights=FILE, open_clip:ARCH?weights=FILE     the same with weights of one's own
+published:FILE                  a checkpoint of the published Harmony code
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +17,11 @@ from torch import Tensor, nn
 from harmony import recipe as recipes
 from harmony.data.captions import Tokenizer
 from harmony.errors import UserError, unknown
-from harmony.evaluation.encoder import Encoder, Encoding, Layer
+from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of
+from harmony.evaluation.open_clip_encoder import load_open_clip
+from harmony.evaluation.timm_encoder import load_timm
+from harmony.interchange.published import load_exactly, read_published, sizes_from_published, towers_from_published
+from harmony.interchange.weights import load_completely
 from harmony.models.towers import Towers
 from harmony.models.vision import ImageTower, create_trunk
 from harmony.recipe import Recipe
@@ -23,6 +30,9 @@ from harmony.training.run_directory import RunDirectory
 
 MODELS = ("teacher", "student", "untrained")
 """What `--model` may say of a run; untrained is its model as drawn before the first step."""
+
+ELSEWHERE = {"timm": load_timm, "open_clip": load_open_clip}
+"""What opens models of other libraries."""
 
 
 class TowersEncoder(Encoder):
@@ -93,14 +103,51 @@ def load_encoder(where: str, model: str = "teacher", device: torch.device | str 
 
     Args:
         where: see the module's text.
-        model: "teacher", "student" or "untrained", for a run.
+        model: "teacher", "student" or "untrained". A model of timm or open_clip has no teacher: the word is ignored;
+            untrained is its architecture with weights drawn from a fixed seed.
         device: where it computes; a GPU when there is one.
 
     Raises:
         UserError: there is no such model, or some weight is missing, left over, of another shape or not finite.
             An encoder whose weights did not load completely is never evaluated.
     """
-    return load_run(where, model, device)
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    kind, colon, name = where.partition(":")
+    if colon and not name and kind in (*ELSEWHERE, "published"):
+        raise UserError(f"{where} names nothing; write {kind}:{'FILE' if kind == 'published' else 'NAME'}")
+    if colon and kind == "published":
+        return load_published_towers(Path(name), model, device)
+    if not colon or kind not in ELSEWHERE:
+        _check_scheme(where)
+        return load_run(where, model, device)
+    if model == "student":
+        raise UserError(f"{where} is no run and has no student; leave --model out")
+    name, weights = _weights_of(where, name)
+    return ELSEWHERE[kind](name, weights, model == "untrained", _device(device))
+
+
+def _weights_of(where: str, name: str) -> tuple[str, Path | None]:
+    """NAME and FILE of NAME?weights=FILE."""
+    name, mark, query = name.partition("?")
+    if not mark:
+        return name, None
+    key, _, file = query.partition("=")
+    if key != "weights" or not file:
+        raise UserError(f"{where} says ?{query}; the one thing that may follow a model's name is ?weights=FILE")
+    return name, Path(file)
+
+
+def _check_scheme(where: str) -> None:
+    """Raise UserError for a file, and for a word before a colon that was perhaps meant to be another."""
+    kind, colon, _ = where.partition(":")
+    if Path(where).is_file():
+        raise UserError(
+            f"{where} is a file, which does not say what model it is for; write timm:NAME?weights={where}, "
+            f"open_clip:ARCH?weights={where} or published:{where}"
+        )
+    if colon and kind.isidentifier() and not Path(where).exists():
+        raise unknown("kind of model", kind, [*ELSEWHERE, "published"])
 
 
 def load_run(where: str, model: str = "teacher", device: torch.device | str | None = None) -> TowersEncoder:
@@ -113,17 +160,24 @@ def load_run(where: str, model: str = "teacher", device: torch.device | str | No
     towers = Towers(recipe.model, recipe.largest_view)
     if model != "untrained":
         load_part(towers, checkpoints.read_model(checkpoint), model, str(checkpoint))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TowersEncoder(f"{where} ({model})", towers, recipe, chosen)
+    return TowersEncoder(f"{where} ({model})", towers, recipe, _device(device))
 
 
-def hash_of(weights: Iterable[tuple[str, Tensor]], how: str) -> str:
-    """A hash of named tensors and of what else changes an encoder's output."""
-    digest = hashlib.blake2b(how.encode(), digest_size=16)
-    for name, tensor in weights:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def load_published_towers(
+    file: Path, model: str = "teacher", device: torch.device | str | None = None
+) -> TowersEncoder:
+    """The towers of a checkpoint of the published Harmony code. Arguments and errors as for `load_encoder`."""
+    state = towers_from_published(read_published(file), "teacher" if model == "teacher" else "student")
+    recipe = recipes.load("harmony-published", ["data.train=scenes:", *sizes_from_published(state)])
+    torch.manual_seed(recipe.train.seed)
+    towers = Towers(recipe.model, recipe.largest_view)
+    if model != "untrained":
+        load_exactly(towers, state, f"the {model} of published:{file}")
+    return TowersEncoder(f"published:{file} ({model})", towers, recipe, _device(device))
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def find_checkpoint(where: str) -> Path:
@@ -155,18 +209,5 @@ def load_part(module: nn.Module, weights: Mapping[str, Tensor], part: str, where
         UserError: a weight is missing, left over, of another shape or not finite; names the first few.
     """
     own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
-    expected = module.state_dict()
-    faults = [
-        ("missing", [name for name in expected if name not in own]),
-        ("unexpected", [name for name in own if name not in expected]),
-        ("of another shape", [n for n, value in expected.items() if n in own and own[n].shape != value.shape]),
-        ("not finite", [name for name, value in own.items() if not value.isfinite().all()]),
-    ]
-    for fault, names in faults:
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(
-                f"the weights of {part} in {where} cannot be used, {fault}: {shown}; "
-                "evaluate a checkpoint that belongs to its recipe"
-            )
-    module.load_state_dict(own)
+    mend = "evaluate a checkpoint that belongs to its recipe"
+    load_completely(module, own, f"the weights of {part} in {where}", mend)

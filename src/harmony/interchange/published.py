@@ -9,6 +9,7 @@ That code registers one module under several names; each weight is read under on
 """
 
 import argparse
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,37 @@ def towers_from_published(state: Mapping[str, Tensor], model: str = "student") -
         else:
             named["text.transformer." + _TEXT.sub(lambda match: _TEXT_NAMES[match[0]], key, count=1)] = value
     return named
+
+
+def sizes_from_published(towers: Mapping[str, Tensor]) -> list[str]:
+    """The sizes of both towers, as overrides of a recipe; heads are 64 wide, as in every ViT and CLIP it was used with.
+
+    Args:
+        towers: weights as `towers_from_published` names them.
+    """
+    patches, positions = towers["image.trunk.patch_embed.proj.weight"], towers["image.trunk.pos_embed"]
+    width, patch = patches.shape[0], patches.shape[-1]
+    size = math.isqrt(positions.shape[1] - 1) * patch
+    words, context = towers["text.transformer.token_embedding.weight"], towers["text.transformer.positional_embedding"]
+    image = {"patch": patch, "width": width, "depth": _count(towers, "image.trunk.blocks."), "heads": _heads(width)}
+    text = {
+        "width": words.shape[1],
+        "layers": _count(towers, "text.transformer.transformer.resblocks."),
+        "heads": _heads(words.shape[1]),
+        "context": context.shape[0],
+    }
+    sizes = {f"model.image.{key}": value for key, value in image.items()}
+    sizes |= {f"model.text.{key}": value for key, value in text.items()}
+    sizes |= {"model.image.size": size, "model.embed": towers["image.proj.weight"].shape[0], "views.global.size": size}
+    return [f"{key}={value}" for key, value in sizes.items()]
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _heads(width: int) -> int:
+    return max(1, width // 64)
 
 
 _TEXT_NAMES = {

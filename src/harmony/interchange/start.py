@@ -11,19 +11,16 @@ from pathlib import Path
 
 import open_clip
 import timm
-import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
-from harmony.errors import UserError, unknown
+from harmony.errors import UserError
 from harmony.interchange.published import load_exactly, read_published, towers_from_published
+from harmony.interchange.weights import State, fetched, known_open_clip, known_timm, read_weights, timm_weights
 from harmony.models.settings import InitConfig
 from harmony.models.text import TextTower
 from harmony.models.towers import Towers
 from harmony.models.vision import ImageTower
-
-State = dict[str, Tensor]
 
 
 def start_from(towers: Towers, init: str | InitConfig | None) -> None:
@@ -58,32 +55,21 @@ def weights_of(source: str) -> State:
 
 
 def _from_timm(name: str) -> State:
-    if name.split(".")[0] not in timm.list_models():
-        raise unknown("timm model", name, timm.list_models(module="vision_transformer"))
-    try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:
-        raise UserError(
-            f"the weights of timm:{name} cannot be had ({_first_line(error)}); give a local file instead"
-        ) from None
-    return dict(model.state_dict())
+    known_timm(name, timm.list_models(module="vision_transformer"))
+    return timm_weights(name, "give a local file instead")
 
 
 def _from_open_clip(name: str) -> State:
     architecture, _, tag = name.partition("/")
-    if architecture not in open_clip.list_models():
-        raise unknown("open_clip model", architecture, open_clip.list_models())
+    known_open_clip(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags and not Path(tag).is_file():
         raise UserError(
             f"open_clip:{name} names no weights; write open_clip:{architecture}/TAG with TAG one of {', '.join(tags)}"
         )
-    try:
-        model = open_clip.create_model(architecture, pretrained=tag)
-    except Exception as error:
-        raise UserError(
-            f"the weights of open_clip:{name} cannot be had ({_first_line(error)}); give a local file"
-        ) from None
+    model = fetched(
+        lambda: open_clip.create_model(architecture, pretrained=tag), f"open_clip:{name}", "give a local file"
+    )
     return dict(model.state_dict())
 
 
@@ -98,20 +84,7 @@ def _from_path(path: Path) -> State:
             f"model.init names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, "
             "published:FILE, a run or a file of weights"
         )
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception:
-        # PyTorch's own text is long, and recommends what would run whatever code the file holds.
-        kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
-        raise UserError(
-            f"{path} is not a {kind}, or holds more than tensors; give one saved from model.state_dict()"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no plain state dict; save one with model.state_dict()")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = read_weights(path)
     # A run starts another one from its teacher, which is what is evaluated too.
     own = {key.removeprefix("teacher."): value for key, value in state.items() if key.startswith("teacher.")}
     return own or state
@@ -166,7 +139,3 @@ def _start_text(tower: TextTower, state: State, source: str) -> None:
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> State:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
