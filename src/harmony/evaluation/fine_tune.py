@@ -16,6 +16,7 @@ from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.class_labels import class_names, read_labels, training_labels
 from harmony.evaluation.classification import accuracy, class_details, ranks_of
+from harmony.evaluation.encoders import hash_of
 from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.fine_tune_batches import FineTuneBatches, FineTuneLoss
 from harmony.evaluation.fitting import Average, fit
@@ -92,7 +93,7 @@ def run(setup: Setup) -> Outcome:
         about={
             "encoder": encoder.fingerprint(),
             "data": train.fingerprint(),
-            "images": len(labels.labels),
+            "labelled images": hash_of([("positions", labels.positions), ("labels", labels.labels)], ""),
             "classes": names,
             "size": setup.size,
         },

@@ -133,4 +133,5 @@ class FitCheckpoint:
 def forget(work: Path | None) -> None:
     """Remove the checkpoint of a training whose results are written."""
     if work is not None and ranks.is_main():
-        (work / _NAME).unlink(missing_ok=True)
+        for left in (work / _NAME, *work.glob(f".{_NAME}.*")):  # those aside are of a training that was killed
+            left.unlink(missing_ok=True)

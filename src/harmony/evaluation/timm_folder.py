@@ -5,6 +5,7 @@
 `model.safetensors` holds the weights, `config.json` the architecture, its sizes, the preprocessing and the class names.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ def write_timm_folder(folder: Path, model: nn.Module, encoder: Encoder, size: in
     Raises:
         UserError: the disk has no room.
     """
-    preprocessing: dict[str, Any] = {
+    # What timm's own configuration says of its own weights does not hold for these.
+    described: dict[str, Any] = {
+        "tag": "fine_tuned",
+        "license": None,
         "input_size": (3, size, size),
         "mean": encoder.mean,
         "std": encoder.std,
@@ -41,8 +45,6 @@ def write_timm_folder(folder: Path, model: nn.Module, encoder: Encoder, size: in
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    # A class of our own that computes what timm's block does; JSON cannot hold it, and timm's own loads the weights.
-    changes = {"block_fn": None} if "block_fn" in getattr(model, "_model_args", {}) else {}
     with room_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
@@ -50,11 +52,25 @@ def write_timm_folder(folder: Path, model: nn.Module, encoder: Encoder, size: in
             save_for_hf(
                 model,
                 str(aside),
-                model_config={"pretrained_cfg": preprocessing, "label_names": list(names)},
-                model_args=changes,
+                model_config={"pretrained_cfg": described, "label_names": list(names)},
+                model_args={"block_fn": None},
                 safe_serialization=True,
             )
+            _without_nulls(aside / FILES[1])
+            # safetensors lets nobody else read its file; whoever may read the other may read it, too.
+            (aside / FILES[0]).chmod((aside / FILES[1]).stat().st_mode)
             for name in FILES:
                 (aside / name).replace(folder / name)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _without_nulls(config: Path) -> None:
+    """Leave out the arguments that are None.
+
+    Our towers have blocks of a class of their own, which JSON cannot hold; timm's own takes the same weights and
+    computes the same.
+    """
+    written = json.loads(config.read_text(encoding="utf-8"))
+    written["model_args"] = {key: value for key, value in written["model_args"].items() if value is not None}
+    config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
