@@ -370,7 +370,7 @@ def test_two_ranks_train_as_one_and_are_interrupted_as_one(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harmony.evaluation.fitting"])
+    context.set_forkserver_preload(["harmony.evaluation.fitting", "torch._dynamo"])  # AdamW wants it
     members = [context.Process(target=_rank, args=(rank, port, tmp_path / "found")) for rank in range(2)]
     for member in members:
         member.start()
