@@ -29,7 +29,7 @@ def room_explained(path: Path) -> Iterator[None]:
     """Turn a write that failed for want of room at `path` into a UserError."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # safetensors and torch have their own for it
         if is_full(error):
             raise no_room(path) from error
         raise

@@ -5,31 +5,40 @@ function of the step, one averaging of gradients over ranks, and a checkpoint fr
 """
 
 import copy
-import os
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from harmony import ranks
-from harmony.data.workers import count_workers, start_worker
-from harmony.disk import room_explained
-from harmony.errors import UserError
+from harmony.evaluation.batches import Batches, BatchT
+from harmony.evaluation.fit_checkpoint import FitCheckpoint, forget
 from harmony.evaluation.progress import say, steps_bar
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.settings.base import FitConfig
 from harmony.schedules import Clock, Schedule
-from harmony.training.distributed import TrainingError, together
+from harmony.training.distributed import TrainingError
+from harmony.training.process import repeatable
 from harmony.training.signals import Interrupted, Signals
 
-BatchT = TypeVar("BatchT")
+__all__ = ["Average", "Batches", "Curve", "Group", "fit", "forget", "learning_rate"]
 
 SAVED_EVERY = 200
-"""Steps between two checkpoints; one is also written when a signal stops the task."""
+"""Steps between two checkpoints; one is also written at the end, and when a signal stops the task."""
+
+LOOKED_EVERY = 20
+"""Steps between two looks at the losses on a GPU, which waits for each look; on a CPU every step is looked at."""
+
+CURVE_POINTS = 200
+"""Most points that a training curve has."""
+
+Curve = list[tuple[int, float]]
+"""(steps done, mean loss since the point before)."""
 
 
 @dataclass(frozen=True)
@@ -47,47 +56,6 @@ class Group:
     decays: bool = True
 
 
-class Batches(Dataset[BatchT], Generic[BatchT]):
-    """The batches of a training, each a function of its step alone.
-
-    A subclass says how many examples there are and makes one rank's share of a batch; order, ranks and chance are here.
-
-    Args:
-        examples: how many training examples there are.
-        config: batch size, length, seed.
-    """
-
-    def __init__(self, examples: int, config: FitConfig) -> None:
-        self.examples = examples
-        self.config = config
-        self.batch_size = min(config.train_batch_size, examples)
-        if self.batch_size % ranks.count():
-            raise UserError(
-                f"a batch of {self.batch_size} cannot be divided among {ranks.count()} processes; "
-                "set train_batch_size to a multiple of their number"
-            )
-        self.epoch_steps = max(1, examples // self.batch_size)
-        self.steps = config.steps or max(1, round(config.epochs * self.epoch_steps))
-        self._rank, self._ranks = ranks.rank(), ranks.count()
-
-    def make(self, positions: Sequence[int]) -> BatchT:
-        """The examples at `positions` of 0 .. examples - 1, augmented; draws from the global generators."""
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> BatchT:
-        """This rank's share of the batch of a step counted from 0."""
-        epoch, place = divmod(step, self.epoch_steps)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.examples, generator=generator)
-        batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-        share = len(batch) // self._ranks
-        with seeded("batch", self.config.seed, step, self._rank):
-            return self.make(batch[self._rank * share : (self._rank + 1) * share].tolist())
-
-
 def fit(
     model: nn.Module,
     loss: Callable[[BatchT], Tensor],
@@ -96,11 +64,13 @@ def fit(
     doing: str,
     *,
     device: torch.device,
-    workers: int | str = "auto",
+    workers: int | Literal["auto"] = "auto",
     work: Path | None = None,
     about: Mapping[str, Any] | None = None,
-    after_step: Callable[[int], None] = lambda step: None,
-) -> None:
+    after_step: Callable[[int], object] = lambda step: None,
+    also: Mapping[str, nn.Module] = MappingProxyType({}),
+    deterministic: bool = False,
+) -> Curve:
     """Train `model` in place.
 
     Args:
@@ -113,53 +83,80 @@ def fit(
         device: where the model is.
         workers: processes that make batches.
         work: folder for the checkpoint, which `forget` removes once results are written; None keeps none.
-        about: what must be equal for a checkpoint to be gone on with: settings, data, weights' fingerprint.
+        about: what must be equal for a checkpoint to be gone on with: data, weights' fingerprint, ...; settings and
+            number of ranks are added.
         after_step: called with the number of steps done, as for a moving average of the weights.
+        also: other modules whose state belongs to the training, as that average, by name.
+        deterministic: choose kernels that give the same bits every time, on a GPU as well.
+
+    Returns:
+        The losses, in at most 200 points.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: loss or gradient is not finite.
+        UserError: the disk has no room for the checkpoint.
         Interrupted: a signal stopped it, after saving.
     """
     config = batches.config
     trained = [parameter for group in groups for parameter in group.parameters if parameter.requires_grad]
     optimiser = _optimiser(groups, config)
-    ranks.broadcast(list(model.state_dict().values()))
-    path = None if work is None else work / "fit.pt"
-    agreed = dict(about or {}) | {"settings": config.model_dump(mode="json"), "ranks": ranks.count()}
-    start = _restored(path, agreed, model, optimiser)
-    clock = Clock(start, batches.steps, batches.epoch_steps)
+    modules = {"model": model, **also}
+    ranks.broadcast([tensor for module in modules.values() for tensor in module.state_dict().values()])
+    agreed = dict(about or {}) | _told(config) | {"steps": batches.steps, "ranks": ranks.count()}
+    checkpoint = FitCheckpoint(work, agreed, modules, optimiser)
+    start, besides = checkpoint.restore()
+    losses = _Losses(doing, batches.steps, besides)
+    if start == batches.steps:
+        model.eval()
+        return losses.curve
+    checkpoint.check_room()
+    look_every = LOOKED_EVERY if device.type == "cuda" else 1
     model.train()
-    with Signals() as signals, steps_bar(batches.steps, start, doing) as bar:
-        for step, batch in enumerate(_loader(batches, start, workers, device), start):
-            clock = Clock(step, batches.steps, batches.epoch_steps)
-            _set_rates(optimiser, groups, config, clock)
+    with repeatable(deterministic), Signals() as signals, steps_bar(batches.steps, start, doing) as bar:
+        for step, batch in enumerate(batches.from_step(start, workers, device), start):
+            _set_rates(optimiser, groups, learning_rate(config, Clock(step, batches.steps, batches.epoch_steps)))
             with seeded("step", config.seed, step, ranks.rank()):
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                     value = loss(batch)
                 value.backward()
             ranks.average_gradients(trained)
-            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm or float("inf"))
-            shown = float(ranks.mean(value))
-            if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(shown))):
-                raise TrainingError(f"{doing}: the loss is not finite at step {step + 1}; lower lr (--set lr=...)")
+            losses.add(step + 1, value, _clipped(trained, config.clip_norm))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             after_step(step + 1)
-            bar(step + 1, f"loss {shown:.3f}")
             stopped_by = signals.anywhere()
-            if path is not None and (stopped_by is not None or (step + 1) % SAVED_EVERY == 0):
-                _save(path, step + 1, agreed, model, optimiser)
+            done = step + 1 == batches.steps
+            save = stopped_by is not None or done or (step + 1) % SAVED_EVERY == 0
+            if save or (step + 1) % look_every == 0:
+                losses.look()
+            bar(step + 1, f"loss {losses.last:.3f}")
+            if save:
+                checkpoint.save(step + 1, losses.state())
             if stopped_by is not None:
-                if path is not None and ranks.is_main():
-                    say(f"Stopped and saved at step {step + 1} of {batches.steps}; the same command goes on from there")
+                _say_stopped(step + 1, batches.steps, checkpoint.path)
                 raise Interrupted(stopped_by)
     model.eval()
+    return losses.curve
 
 
-def forget(work: Path | None) -> None:
-    """Remove the checkpoint of a training whose results are written."""
-    if work is not None and ranks.is_main():
-        (work / "fit.pt").unlink(missing_ok=True)
+def learning_rate(config: FitConfig, clock: Clock) -> float:
+    """The learning rate, before a group's factor, of the step that starts at `clock`.
+
+    Grows in equal parts over the warm-up, to `lr` in its last step, then falls along half a cosine to `final_lr`, which
+    the step after the last would have: the last step still learns.
+    """
+    warmup = config.warmup.steps(clock)
+    place = clock.step + 1
+    if place < warmup:
+        return config.lr * place / warmup
+    rise = max(1, math.ceil(warmup))
+    fall = Schedule(shape="cosine", start=config.lr, stop=config.final_lr)
+    return fall(Clock(step=place - rise, steps=max(1, clock.steps + 1 - rise), epoch_steps=1))
+
+
+def _told(config: FitConfig) -> dict[str, Any]:
+    """The settings one by one, so that a checkpoint of others can be told by their names."""
+    return config.model_dump(mode="json")
 
 
 def _optimiser(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimizer:
@@ -167,63 +164,72 @@ def _optimiser(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimi
         {"params": list(group.parameters), "weight_decay": config.weight_decay if group.decays else 0.0}
         for group in groups
     ]
-    return torch.optim.AdamW(settings, lr=config.lr)
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
+    return torch.optim.AdamW(settings, lr=config.lr, fused=fused)
 
 
-def _set_rates(optimiser: torch.optim.Optimizer, groups: Sequence[Group], config: FitConfig, clock: Clock) -> None:
-    warmup = config.warmup.steps(clock)
-    if clock.step + 1 < warmup:
-        rate = config.lr * (clock.step + 1) / warmup
-    else:
-        fall = Schedule(shape="cosine", start=config.lr, stop=config.final_lr)
-        rate = fall(Clock(int(clock.step - warmup + 1), max(1, int(clock.steps - warmup + 1)), 1))
+def _set_rates(optimiser: torch.optim.Optimizer, groups: Sequence[Group], rate: float) -> None:
     for settings, group in zip(optimiser.param_groups, groups, strict=True):
         settings["lr"] = rate * group.lr_scale
 
 
-def _loader(batches: Batches[BatchT], start: int, workers: int | str, device: torch.device) -> "DataLoader[BatchT]":
-    count = count_workers(workers, 2**24) if workers == "auto" or isinstance(workers, int) else 0  # type: ignore[arg-type]
-    return DataLoader(
-        batches,
-        batch_size=None,  # a dataset item is a whole batch
-        sampler=range(start, batches.steps),
-        num_workers=min(count, max(0, batches.steps - start - 1)),
-        worker_init_fn=start_worker,
-        pin_memory=device.type == "cuda",
-    )
+def _clipped(parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
+    """The norm of the whole gradient, which is shortened to `most` where it is longer."""
+    if most is not None:
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _restored(path: Path | None, agreed: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Steps done by the checkpoint at `path`, whose state is loaded; 0 when there is none that fits."""
-    if path is None or not path.is_file():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        agrees = state["about"] == agreed
-    except Exception:  # damaged: an older file, or of another program
-        agrees = False
-    if not agrees:
-        say(f"{path} belongs to other settings, data or weights; the training begins anew")
-        return 0
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    say(f"Going on from step {state['step']}")
-    return int(state["step"])
+def _say_stopped(step: int, steps: int, path: Path | None) -> None:
+    if not ranks.is_main():
+        return
+    if path is None:
+        say(f"Stopped at step {step:,} of {steps:,}; nothing is kept without an output folder")
+    else:
+        say(f"Stopped and saved at step {step:,} of {steps:,}; the same command goes on from there")
 
 
-def _save(path: Path, step: int, agreed: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    with together():
-        if not ranks.is_main():
-            return
-        state = {"step": step, "about": agreed, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with room_explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.save(state, aside)
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
+class _Losses:
+    """The losses of a training. They stay on the device until they are looked at.
+
+    Args:
+        doing: what errors call the training.
+        steps: of the whole training.
+        state: what `state` gave, of a training that goes on.
+
+    Attributes:
+        curve: a point for every so many steps.
+        last: the loss that was last looked at.
+    """
+
+    def __init__(self, doing: str, steps: int, state: Any = None) -> None:
+        self._doing, self._steps = doing, steps
+        self._every = math.ceil(steps / CURVE_POINTS)
+        self._unseen: list[tuple[int, Tensor]] = []
+        self.curve: Curve = [] if state is None else [(int(step), float(loss)) for step, loss in state["curve"]]
+        self._since: list[float] = [] if state is None else list(state["since"])
+        self.last = math.nan
+
+    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Note a step's loss on this rank and the norm of its gradient; `step` is the number of steps done."""
+        self._unseen.append((step, torch.stack([loss.detach().float(), norm.detach().float()])))
+
+    def look(self) -> None:
+        """Take over what was added; TrainingError when something in it is not finite."""
+        numbers = ranks.mean(torch.stack([pair for _, pair in self._unseen])).tolist()
+        for (step, _), (loss, norm) in zip(self._unseen, numbers, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = "gradient" if math.isfinite(loss) else "loss"
+                raise TrainingError(f"{self._doing}: the {what} is not finite at step {step}; lower lr (--set lr=...)")
+            self._since.append(loss)
+            if step % self._every == 0 or step == self._steps:
+                self.curve.append((step, math.fsum(self._since) / len(self._since)))
+                self._since = []
+            self.last = loss
+        self._unseen = []
+
+    def state(self) -> dict[str, Any]:
+        return {"curve": [list(point) for point in self.curve], "since": list(self._since)}
 
 
 class Average:
@@ -241,8 +247,7 @@ class Average:
     def update(self, step: int) -> None:
         """After a step: average <- momentum * average + (1 - momentum) * weights."""
         slow, fast = self.model.state_dict(), self._of.state_dict()
-        for name, tensor in slow.items():
-            if tensor.is_floating_point():
-                tensor.lerp_(fast[name], 1 - self._momentum)
-            else:
-                tensor.copy_(fast[name])
+        moving = [name for name, tensor in slow.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([slow[name] for name in moving], [fast[name] for name in moving], 1 - self._momentum)
+        for name in slow.keys() - set(moving):
+            slow[name].copy_(fast[name])

@@ -17,13 +17,14 @@ def track(items: Iterable[ItemT], total: int, doing: str) -> Iterator[ItemT]:
     """Hand on `items` and show how many of `total` are done, on the error stream."""
     console = Console(stderr=True, highlight=False)
     start = time.monotonic()
-    if console.is_terminal:
+    if console.is_terminal and ranks.is_main():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             yield from bar.track(items, total=total, description=doing)
     else:
         yield from items
-    console.print(f"{doing}: {time.monotonic() - start:.1f} s", markup=False)
+    if ranks.is_main():
+        console.print(f"{doing}: {time.monotonic() - start:.1f} s", markup=False)
 
 
 def say(text: str) -> None:

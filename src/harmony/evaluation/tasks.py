@@ -11,6 +11,7 @@ from harmony import ranks
 from harmony.data.sources import Source, open_source
 from harmony.errors import UserError, unknown
 from harmony.evaluation.encoders import load_encoder
+from harmony.evaluation.fitting import forget
 from harmony.evaluation.results import Metrics, Outcome, write_details, write_metrics
 from harmony.evaluation.settings import TASKS, EvaluationConfig
 from harmony.evaluation.task import Card, Setup
@@ -133,6 +134,7 @@ def _measure(task: str, setup: Setup, out: Path | None) -> Outcome:
             about["train"] = setup.train.uri
         write_details(out, task, about | outcome.details)
         write_metrics(out, task, outcome.metrics)
+        forget(setup.work)
     return outcome
 
 

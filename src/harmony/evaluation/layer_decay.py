@@ -1,0 +1,54 @@
+"""Layer-wise learning-rate decay: the nearer a layer is to the pixels, the less it learns (BEiT, arXiv 2106.08254).
+
+A ViT of depth L gives block i of 1 .. L the factor decay^(L + 1 - i), patches, tokens and positions decay^(L + 1), and
+what follows the blocks, the last norm and the head, 1.
+"""
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+from harmony.evaluation.fitting import Group
+
+_WITH_THE_LAYER_BEFORE = 99999
+"""Behind a pattern of a timm model's `group_matcher`: what it matches belongs to the layer before it."""
+
+
+def layer_groups(model: nn.Module, decay: float) -> list[Group]:
+    """The trained parameters of a timm model, by layer; norms, biases, tokens and positions do not decay.
+
+    Args:
+        model: a timm model; the layers are those of its `group_matcher`.
+        decay: factor from each layer to the one before it.
+    """
+    layers = group_parameters(model, _last_norm_apart(model), reverse=True)
+    last = max(layers.values())
+    kept = _undecayed(model)
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name not in kept
+            members.setdefault((layers.get(name, last), decays), []).append(parameter)
+    ordered = sorted(members.items(), key=lambda item: item[0])
+    return [Group(group, decay ** (last - layer), decays) for (layer, decays), group in ordered]
+
+
+def _undecayed(model: Any) -> set[str]:
+    """Names that a timm model wants no weight decay on: tokens and positions; norms and biases are known by shape."""
+    return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+
+
+def _last_norm_apart(model: Any) -> Any:
+    """The model's matcher, but with the norm behind the blocks counted to the head.
+
+    timm puts it with the last block, BEiT and MAE give it the full learning rate.
+    """
+    matcher = model.group_matcher(coarse=False)
+    if not isinstance(matcher, dict):
+        return matcher
+    last = list(matcher)[-1]
+    if not isinstance(matcher[last], list | tuple):
+        return matcher
+    own = [spec for spec in matcher[last] if spec[1] is None or spec[1][-1] != _WITH_THE_LAYER_BEFORE]
+    return matcher | {last: own}
