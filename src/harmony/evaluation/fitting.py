@@ -1,7 +1,8 @@
 """How tasks train weights of their own: fine-tuning, segmentation, detection, and the probe with augmentation.
 
-AdamW with one learning rate schedule and a factor for each parameter group (layer-wise decay), batches that are a
-function of the step, one averaging of gradients over ranks, and a checkpoint from which an interrupted task goes on.
+AdamW or another optimiser, one learning rate schedule with a factor for each parameter group (layer-wise decay),
+batches that are a function of the step, one averaging of gradients over ranks, and a checkpoint from which an
+interrupted task goes on.
 """
 
 import copy
@@ -100,6 +101,7 @@ def fit(
     work: Path | None = None,
     about: Mapping[str, Any] | None = None,
     after_step: Callable[[int], None] = lambda step: None,
+    make_optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> None:
     """Train `model` in place.
 
@@ -115,6 +117,7 @@ def fit(
         work: folder for the checkpoint, which `forget` removes once results are written; None keeps none.
         about: what must be equal for a checkpoint to be gone on with: settings, data, weights' fingerprint.
         after_step: called with the number of steps done, as for a moving average of the weights.
+        make_optimiser: its class, or what makes it of parameter groups and lr.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -122,7 +125,7 @@ def fit(
     """
     config = batches.config
     trained = [parameter for group in groups for parameter in group.parameters if parameter.requires_grad]
-    optimiser = _optimiser(groups, config)
+    optimiser = make_optimiser(_settings(groups, config), lr=config.lr)
     ranks.broadcast(list(model.state_dict().values()))
     path = None if work is None else work / "fit.pt"
     agreed = dict(about or {}) | {"settings": config.model_dump(mode="json"), "ranks": ranks.count()}
@@ -162,12 +165,11 @@ def forget(work: Path | None) -> None:
         (work / "fit.pt").unlink(missing_ok=True)
 
 
-def _optimiser(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimizer:
-    settings = [
+def _settings(groups: Sequence[Group], config: FitConfig) -> list[dict[str, Any]]:
+    return [
         {"params": list(group.parameters), "weight_decay": config.weight_decay if group.decays else 0.0}
         for group in groups
     ]
-    return torch.optim.AdamW(settings, lr=config.lr)
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, groups: Sequence[Group], config: FitConfig, clock: Clock) -> None:
