@@ -8,9 +8,11 @@ import numpy as np
 import plain_metrics as plain
 import pytest
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from runs_for_evaluation import saved_run, tiny_recipe
 from safetensors.torch import load_file
+from torch.multiprocessing import start_processes
 
 from harmony.data.scenes.words import COLOURS
 from harmony.data.sources import Source, open_source
@@ -413,3 +415,23 @@ def test_cifar10_by_colours(shared):
     found = best(linear.search(grid, train, fitted, held_out, 10, torch.device("cpu")))
     scores = linear.Problem(train.cls[:, 0], train.labels, 10).solve(found.value).scores(test.cls[:, 0])
     assert 0.2 < float((scores.argmax(dim=1) == test.labels).float().mean()) < 0.5
+
+
+def _on_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = [run(Noisy(0.5), colours(70), colours(14), **mode) for mode in ({}, SGD)]
+    train = Labelled.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
+    solution = linear.Problem(train.cls.flatten(1).double(), train.labels, 7).solve(0.01, tolerance=1e-8)
+    torch.save([[(each.metrics, each.details) for each in found], solution.weight], folder / str(rank))
+    dist.destroy_process_group()
+
+
+def test_two_processes_choose_and_find_the_same(tmp_path):
+    start_processes(_on_rank, (tmp_path,), nprocs=2, start_method="fork")
+    (first, weight), (second, other) = (torch.load(tmp_path / str(rank), weights_only=False) for rank in (0, 1))
+    assert first == second
+    assert weight.equal(other)
+    train = Labelled.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
+    alone = linear.Problem(train.cls.flatten(1).double(), train.labels, 7).solve(0.01, tolerance=1e-8)
+    torch.testing.assert_close(weight, alone.weight, atol=1e-6, rtol=0)
+    assert first[0][0]["top1"] == run(Noisy(0.5), colours(70), colours(14)).metrics["top1"]

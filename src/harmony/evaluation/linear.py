@@ -65,8 +65,8 @@ def card(setup: Setup) -> Card:
         optimiser=f"SGD, momentum {MOMENTUM}, weight decay {config.weight_decay:g}, batch {config.train_batch_size}, "
         f"learning rates {config.lr:g} x {', '.join(f'{factor:g}' for factor in config.lr_factors)}",
         schedule=f"{length}, warmup {config.warmup}, then cosine to {config.final_lr:g}",
-        differs="as DINOv2 (arXiv 2304.07193, B.3), but chosen on held-out training images, not on the test set, and on "
-        "features standardised by training statistics; DINO trains 100 epochs (arXiv 2104.14294), MAE 90 with LARS",
+        differs="as DINOv2 (arXiv 2304.07193, B.3), but chosen on held-out training images, not on the test set, and "
+        "on features standardised by training statistics; DINO trains 100 epochs (arXiv 2104.14294), MAE 90 with LARS",
     )
 
 
