@@ -1,7 +1,8 @@
 """How tasks train weights of their own: fine-tuning, segmentation, detection, and the probe with augmentation.
 
-AdamW with one learning rate schedule and a factor for each parameter group (layer-wise decay), batches that are a
-function of the step, one averaging of gradients over ranks, and a checkpoint from which an interrupted task goes on.
+AdamW or another optimiser, one learning rate schedule with a factor for each parameter group (layer-wise decay),
+batches that are a function of the step, one averaging of gradients over ranks, and a checkpoint from which an
+interrupted task goes on.
 """
 
 import copy
@@ -56,6 +57,12 @@ class Group:
     decays: bool = True
 
 
+def adamw(settings: Sequence[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    """AdamW, fused where torch can."""
+    devices = {parameter.device.type for group in settings for parameter in group["params"]}
+    return torch.optim.AdamW(settings, lr=lr, fused=devices <= {"cpu", "cuda"})
+
+
 def fit(
     model: nn.Module,
     loss: Callable[[BatchT], Tensor],
@@ -69,6 +76,7 @@ def fit(
     about: Mapping[str, Any] | None = None,
     after_step: Callable[[int], object] = lambda step: None,
     also: Mapping[str, nn.Module] = MappingProxyType({}),
+    make_optimiser: Callable[..., torch.optim.Optimizer] = adamw,
     deterministic: bool = False,
 ) -> Curve:
     """Train `model` in place.
@@ -87,6 +95,7 @@ def fit(
             number of ranks are added.
         after_step: called with the number of steps done, as for a moving average of the weights.
         also: other modules whose state belongs to the training, as that average, by name.
+        make_optimiser: what makes the optimiser of parameter groups and lr.
         deterministic: choose kernels that give the same bits every time, on a GPU as well.
 
     Returns:
@@ -99,7 +108,7 @@ def fit(
     """
     config = batches.config
     trained = [parameter for group in groups for parameter in group.parameters if parameter.requires_grad]
-    optimiser = _optimiser(groups, config)
+    optimiser = make_optimiser(_settings(groups, config), lr=config.lr)
     modules = {"model": model, **also}
     ranks.broadcast([tensor for module in modules.values() for tensor in module.state_dict().values()])
     agreed = dict(about or {}) | _told(config) | {"steps": batches.steps, "ranks": ranks.count()}
@@ -159,13 +168,11 @@ def _told(config: FitConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _optimiser(groups: Sequence[Group], config: FitConfig) -> torch.optim.Optimizer:
-    settings = [
+def _settings(groups: Sequence[Group], config: FitConfig) -> list[dict[str, Any]]:
+    return [
         {"params": list(group.parameters), "weight_decay": config.weight_decay if group.decays else 0.0}
         for group in groups
     ]
-    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group.parameters)
-    return torch.optim.AdamW(settings, lr=config.lr, fused=fused)
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, groups: Sequence[Group], rate: float) -> None:
