@@ -233,7 +233,7 @@ class Features:
         return DataLoader(
             crops,
             batch_size=None,  # the dataset makes whole batches, so that a batch crosses processes as one tensor
-            sampler=batches,  # places in the data set may be ranges
+            sampler=batches,  # its places in the data set are slices
             num_workers=max(0, min(workers, len(batches) - 1)),  # a single batch is made here
             worker_init_fn=start_worker,
         )
