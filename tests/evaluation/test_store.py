@@ -2,10 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import socket
+import tarfile
 from pathlib import Path
 
 import plain_metrics as plain
@@ -15,12 +16,14 @@ import torch
 from PIL import Image
 from runs_for_evaluation import saved_run, tiny_recipe
 
+from harmony import ranks
 from harmony.data.sources import BadExample, open_source
 from harmony.errors import UserError
 from harmony.evaluation import store, tasks
 from harmony.evaluation.encoders import TowersEncoder, load_encoder
 from harmony.evaluation.features import Features
 from harmony.evaluation.settings import EvaluationConfig
+from harmony.training import distributed
 
 COLOURS = [i % 7 for i in range(23)]
 
@@ -353,8 +356,6 @@ def test_a_table_that_has_changed(tmp_path):
 
 
 def test_a_shard_that_has_changed(tmp_path):
-    import tarfile
-
     def shard(label):
         rewritten(tmp_path / "0.cls", label)
         with tarfile.open(tmp_path / "x.tar", "w") as tar:
@@ -415,34 +416,97 @@ def test_tasks_share_features_and_a_second_command_encodes_nothing(run, passes):
     again, _ = measure()
     assert again == first
     assert passes == {"images": 64, "texts": texts}
-    measure("student")
-    assert passes == {"images": 128, "texts": 2 * texts}
+    tasks.run(str(run.folder), "zero_shot", uri, model="student", settings={"workers": 0})
+    assert passes["images"] == 64 + 24
+    assert passes["texts"] > texts
 
 
-def test_another_process_encodes_nothing(run, cache_home):
+def _in_processes(count, work):
+    """Run `work(rank)` in forked processes, as torchrun would start them; all must end well."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def start(rank):
+        torch.cuda.is_available = lambda: False  # one process a GPU, and a test's machine may have one
+        if count > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with distributed.session() as place:
+            assert place.ranks == count
+            work(rank)
+
+    members = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(count)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(60)
+    assert [member.exitcode for member in members] == [0] * count
+
+
+def test_another_process_encodes_nothing(run, tmp_path):
     """The key is the same in every process, and nothing is taken from memory."""
-    source = open_source("scenes:val?count=24")
-    config = EvaluationConfig(workers=0)
-    here = Features(load_encoder(str(run.folder), device="cpu"), source, config)
-    expected, texts = here.images(), here.texts(["a red disc", "two"])
-    torch.save([expected.embeddings, texts], cache_home / "expected.pt")
-    code = f"""
-import torch
-from harmony.data.sources import open_source
-from harmony.evaluation.encoders import TowersEncoder, load_encoder
-from harmony.evaluation.features import Features
-from harmony.evaluation.settings import EvaluationConfig
-encoder = load_encoder({str(run.folder)!r}, device="cpu")
-TowersEncoder.encode = TowersEncoder.texts = None
-found = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
-images, texts = torch.load({str(cache_home / "expected.pt")!r})
-assert found.images().embeddings.equal(images) and found.texts(["a red disc", "two"]).equal(texts)
-"""
-    # The shards here are those of this module's tests.
-    code = f"from harmony.evaluation import store; store.SMALLEST, store.WANTED = 5, 1000\n{code}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    texts = ["a red disc", "two"]
+
+    def extract(rank):
+        encoder = load_encoder(str(run.folder), device="cpu")
+        here = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
+        torch.save([here.images().embeddings, here.texts(texts)], tmp_path / "first.pt")
+
+    def encode_nothing(rank):
+        TowersEncoder.encode = TowersEncoder.texts = None
+        encoder = load_encoder(str(run.folder), device="cpu")
+        here = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
+        torch.save([here.images().embeddings, here.texts(texts)], tmp_path / "second.pt")
+
+    _in_processes(1, extract)
+    _in_processes(1, encode_nothing)
+    for one, other in zip(*(torch.load(tmp_path / f"{name}.pt") for name in ("first", "second")), strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("place", ["auto", None, "/proc/nowhere", "not shared"])
+def test_two_ranks_encode_a_share_each_and_find_what_one_finds(tmp_path, place):
+    """On a common disk, without one, and where each rank has a disk of its own."""
+    source = plain.Colours(COLOURS, bad=[4, 17])
+    texts = ["a red hat", "blue", "green tea", "white", "yellow", "black", "purple"]
+
+    def extract(rank):
+        where = str(tmp_path / f"of rank {rank}") if place == "not shared" else place
+        here = features(source, features=where)
+        images = here.images()
+        counted = Counting.images
+        embeddings = here.texts(texts)
+        parts = [images.embeddings, images.cls, images.patches, images.indices, images.labels, embeddings]
+        torch.save([counted, parts, images.captions, images.bad], tmp_path / f"{rank}.pt")
+
+    _in_processes(2, extract)
+    alone = features(source, features=None)
+    expected = alone.images()
+    shares = []
+    for rank in range(2):
+        counted, parts, captions, bad = torch.load(tmp_path / f"{rank}.pt")
+        shares.append(counted)
+        names = ("embeddings", "cls", "patches", "indices", "labels")
+        assert all(part.equal(getattr(expected, name)) for part, name in zip(parts, names, strict=False))
+        assert parts[-1].equal(alone.texts(texts))
+        assert (captions, bad) == (expected.captions, expected.bad)
+    # Shards of 5, 5, 5, 5 and 3 examples, of which one in the first and one in the fourth are bad.
+    assert shares == ([21, 21] if place == "not shared" else [12, 9])
+
+
+def test_what_fails_on_one_rank_ends_both(tmp_path):
+    class Failing(Counting):
+        def encode(self, pixels, layers=0):
+            if ranks.rank() == 1:
+                raise UserError("the second rank's GPU is gone")
+            return super().encode(pixels, layers)
+
+    def extract(rank):
+        with pytest.raises(UserError if rank == 0 else distributed.StoppedElsewhere):
+            features(encoder=Failing()).images()
+
+    _in_processes(2, extract)
 
 
 def test_what_changes_the_computation_but_no_weight_changes_the_fingerprint(tmp_path):
