@@ -7,6 +7,7 @@ The training features pass by in blocks, and each image keeps its nearest so far
 number. Shapes: Q images measured on, b training images of a block, n nearest kept, C classes, W width of a feature.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from harmony.errors import UserError
 from harmony.evaluation.classification import accuracy, class_details, ranks_of
 from harmony.evaluation.labelled import Labelled, counts, labelled_pair, missing_pair
 from harmony.evaluation.progress import say, track
+from harmony.evaluation.ranking import TIE
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.settings import KnnConfig
 from harmony.evaluation.task import Card, Setup
@@ -151,14 +153,16 @@ def judged(
         temperature: of the votes.
 
     Returns:
-        (Q,) the rank of the true class by its votes, equal ones before it, and (Q,) the class each image is taken for.
+        (Q,) the rank of the true class by its votes, with classes before it whose votes are equal as far as rounding of
+        the similarities allows to say, and (Q,) the class each image is taken for.
     """
     true_ranks, predicted = torch.empty_like(labels), torch.empty_like(labels)
     for rows in _rows(len(labels)):
         near, label = similarity[rows, :k], labels[rows]
         weights = ((near - near[:, :1]) / temperature).exp()  # the nearest weighs 1: no overflow, the same order
         votes = torch.zeros(len(near), classes, dtype=weights.dtype).scatter_add_(1, voters[rows, :k], weights)
-        true_ranks[rows] = ranks_of(votes, label)
+        own = votes.gather(1, label[:, None]) * math.exp(-TIE / temperature)  # what is left of it at worst
+        true_ranks[rows] = ranks_of(votes.scatter(1, label[:, None], own), label)
         others = votes.scatter(1, label[:, None], float("-inf")).argmax(dim=1)
         predicted[rows] = torch.where(true_ranks[rows] == 1, label, others)
     return true_ranks, predicted
