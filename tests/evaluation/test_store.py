@@ -2,10 +2,8 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 import tarfile
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from processes import in_processes
 from runs_for_evaluation import saved_run, tiny_recipe
 
 from harmony import ranks
@@ -421,29 +420,6 @@ def test_tasks_share_features_and_a_second_command_encodes_nothing(run, passes):
     assert passes["texts"] > texts
 
 
-def _in_processes(count, work):
-    """Run `work(rank)` in forked processes, as torchrun would start them; all must end well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def start(rank):
-        torch.cuda.is_available = lambda: False  # one process a GPU, and a test's machine may have one
-        if count > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with distributed.session() as place:
-            assert place.ranks == count
-            work(rank)
-
-    members = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(count)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(60)
-    assert [member.exitcode for member in members] == [0] * count
-
-
 def test_another_process_encodes_nothing(run, tmp_path):
     """The key is the same in every process, and nothing is taken from memory."""
     texts = ["a red disc", "two"]
@@ -459,8 +435,8 @@ def test_another_process_encodes_nothing(run, tmp_path):
         here = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
         torch.save([here.images().embeddings, here.texts(texts)], tmp_path / "second.pt")
 
-    _in_processes(1, extract)
-    _in_processes(1, encode_nothing)
+    in_processes(1, extract)
+    in_processes(1, encode_nothing)
     for one, other in zip(*(torch.load(tmp_path / f"{name}.pt") for name in ("first", "second")), strict=True):
         assert one.equal(other)
 
@@ -480,7 +456,7 @@ def test_two_ranks_encode_a_share_each_and_find_what_one_finds(tmp_path, place):
         parts = [images.embeddings, images.cls, images.patches, images.indices, images.labels, embeddings]
         torch.save([counted, parts, images.captions, images.bad], tmp_path / f"{rank}.pt")
 
-    _in_processes(2, extract)
+    in_processes(2, extract)
     alone = features(source, features=None)
     expected = alone.images()
     shares = []
@@ -506,7 +482,7 @@ def test_what_fails_on_one_rank_ends_both(tmp_path):
         with pytest.raises(UserError if rank == 0 else distributed.StoppedElsewhere):
             features(encoder=Failing()).images()
 
-    _in_processes(2, extract)
+    in_processes(2, extract)
 
 
 def test_what_changes_the_computation_but_no_weight_changes_the_fingerprint(tmp_path):

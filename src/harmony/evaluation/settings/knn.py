@@ -28,7 +28,7 @@ class KnnConfig(Settings):
         description="what stands for an image: the last block's class token, the embedding shared with texts, or the "
         "class token beside the mean of the patch tokens",
     )
-    block: int = Field(8192, ge=1, le=2**20, description="training images compared at a time; sets the memory needed")
+    block: int = Field(4096, ge=1, le=2**20, description="training images compared at a time; sets the memory needed")
 
     @model_validator(mode="after")
     def _k_is_one_of_them(self) -> "KnnConfig":
