@@ -67,7 +67,7 @@ class Colours(Source):
         return f"colour-{i}"
 
     def fingerprint(self) -> str:
-        return str(self.labels)
+        return f"{self.labels} {sorted(self.bad)}"
 
 
 class ColourEncoder(Encoder):

@@ -8,9 +8,9 @@ from harmony.evaluation.settings import EvaluationConfig
 
 
 def features(source, encoder=None, **settings):
-    return Features(
-        encoder or plain.ColourEncoder(), source, EvaluationConfig(**{"workers": 0, "batch_size": 4} | settings)
-    )
+    """Kept nowhere, so that everything is encoded; test_store.py is about what is kept."""
+    config = EvaluationConfig(**{"workers": 0, "batch_size": 4, "features": None} | settings)
+    return Features(encoder or plain.ColourEncoder(), source, config)
 
 
 def test_bad_examples_are_left_out_counted_and_shown(capsys):

@@ -61,8 +61,13 @@ def test_results_are_written_beside_those_of_other_tasks(run, tmp_path):
 
 def test_batches_and_workers_change_nothing(run):
     found = [
-        tasks.run(str(run.folder), "retrieval", "scenes:val?count=20", settings={"workers": w, "batch_size": b}).metrics
-        for w, b in ((0, 20), (1, 3), (2, 7))
+        tasks.run(
+            str(run.folder),
+            "retrieval",
+            "scenes:val?count=20",
+            settings={"workers": workers, "batch_size": size, "features": None},
+        ).metrics
+        for workers, size in ((0, 20), (1, 3), (2, 7))
     ]
     assert found[0] == found[1] == found[2]
 

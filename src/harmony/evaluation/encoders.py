@@ -57,9 +57,9 @@ class TowersEncoder(Encoder):
         self._tokenizer = Tokenizer(text.context, text.truncation) if text is not None else None
 
     def fingerprint(self) -> str:
-        text = self.recipe.model.text
-        how = (self.mean, self.std, self.recipe.model.image.positions, text and (text.context, text.truncation))
-        return hash_of(self.towers.state_dict().items(), str(how))
+        # The number of heads, the activation and the like change what is computed, but no weight's name or shape.
+        how = self.recipe.model.model_dump_json(exclude={"init": True, "image": {"drop_path"}})
+        return hash_of(self.towers.state_dict().items(), how)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, layers: int = 0) -> Encoding:

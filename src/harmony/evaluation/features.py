@@ -1,25 +1,33 @@
-"""Embeddings of a whole source, extracted once and shared by all tasks.
+"""Embeddings of a whole source, extracted once, kept on disk (`store`) and shared by all tasks.
 
 Shapes: N examples that could be read, b of one batch, E width of the embedding, L last blocks, D width of a token, S
 pixels a side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from harmony import ranks
 from harmony.data.decode import MAX_PIXELS, decode
-from harmony.data.sources import BadExample, Source
+from harmony.data.sources import BadExample, Example, Source
 from harmony.data.views import evaluation_crop
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.encoder import Encoder, Encoding
 from harmony.evaluation.progress import say, track
 from harmony.evaluation.settings import EvaluationConfig
+from harmony.evaluation.store import Shard, Store, hash_of, packed, spans, unpacked
+from harmony.training.distributed import together
+
+ItemT = TypeVar("ItemT")
 
 LAYERS = 4
 """Last blocks whose features are kept, L; all of them when the encoder has fewer."""
@@ -27,12 +35,21 @@ LAYERS = 4
 BAD_SHOWN = 3
 """Examples that could not be read and are named; all are counted."""
 
+_CROP = "the central square, its side resized by antialiased bicubic interpolation"
 
-@dataclass
+
 class ImageFeatures:
     """The images of a source, encoded.
 
+    Everything is in shards that are mapped from disk, and read when it is looked at. An attribute joins its part of all
+    shards when first asked for, which takes memory where there are several; `shards` lets a task go through them.
+
+    Args:
+        shards: embeddings, cls, patches, indices, labels as below, and captions, bad and bad_indices (of examples that
+            could not be read); captions and bad are JSON (`store.packed`).
+
     Attributes:
+        shards: as given.
         embeddings: (N, E) float32 on the CPU, of unit length.
         cls: (N, L, D) float32, the class token after each of the last L blocks, the very last one at the end.
         patches: (N, D) float32, the mean of the last block's patch tokens.
@@ -42,21 +59,51 @@ class ImageFeatures:
         bad: (key, reason) of examples that could not be read; they are left out.
     """
 
-    embeddings: Tensor
-    cls: Tensor
-    patches: Tensor
-    indices: Tensor
-    labels: Tensor
-    captions: list[list[str]]
-    bad: list[tuple[str, str]]
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return sum(len(shard["indices"]) for shard in self.shards)
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        return self._joined("embeddings")
+
+    @cached_property
+    def cls(self) -> Tensor:
+        return self._joined("cls")
+
+    @cached_property
+    def patches(self) -> Tensor:
+        return self._joined("patches")
+
+    @cached_property
+    def indices(self) -> Tensor:
+        return self._joined("indices")
+
+    @cached_property
+    def labels(self) -> Tensor:
+        return self._joined("labels")
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        return [captions for shard in self.shards for captions in unpacked(shard["captions"])]
+
+    @cached_property
+    def bad(self) -> list[tuple[str, str]]:
+        return [(key, reason) for shard in self.shards for key, reason in unpacked(shard["bad"])]
+
+    def _joined(self, name: str) -> Tensor:
+        parts = [shard[name] for shard in self.shards]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)  # a single one stays mapped
 
 
 class Features:
-    """What one encoder makes of one source.
+    """What one encoder makes of one source. Under torchrun all ranks have to ask for the same things.
 
     Attributes:
         encoder, source: the two.
-        config: batch size, workers, how many examples, and each task's settings.
+        config: batch size, workers, how many examples, where features are kept, and each task's settings.
     """
 
     def __init__(
@@ -65,68 +112,138 @@ class Features:
         self.encoder = encoder
         self.source = source
         self.config = config
+        self._size = config.size or encoder.size
+        self._layers = min(LAYERS, encoder.depth)
         self._max_pixels = max_pixels
-        self._images: ImageFeatures | None = None
 
     def images(self) -> ImageFeatures:
-        """Embeddings of the images; encoded when first asked for.
+        """Embeddings of the images; encoded when first asked for, unless the store has them.
 
         Raises:
             UserError: no example can be read, or the encoder's output is not finite.
         """
-        if self._images is None:
-            self._images = self._encode_images()
         return self._images
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), E) float32 embeddings of unit length; equal texts are read once and share one embedding."""
-        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         # Sorted by length, so that a batch of short captions is not padded to the length of a long one.
-        different = sorted(places, key=lambda text: (len(text), text))
-        embeddings = torch.empty(len(places), self.encoder.embed)
-        size = self.config.batch_size
-        batches = [different[start : start + size] for start in range(0, len(different), size)]
-        for batch in track(batches, len(batches), f"reading {len(different):,} texts"):
-            embeddings[[places[text] for text in batch]] = _unit(self.encoder.texts(batch), "texts")
-        return embeddings[[places[text] for text in texts]]
-
-    def _encode_images(self) -> ImageFeatures:
-        crops = Crops(
-            self.source,
-            spread(len(self.source), self.config.max_examples),
-            self.config.size or self.encoder.size,
-            self._max_pixels,
+        different = sorted(set(texts), key=lambda text: (len(text), text))
+        parts = spans(len(different))
+        with together():
+            facts = {"kind": "texts", "encoder": self._fingerprint, "texts": hash_of(different)}
+            facts |= {"precision": self.config.precision}
+        notes = {"model": self.encoder.name, "number_of_texts": len(different)}
+        size = len(different) * self.encoder.embed * 4
+        store = Store(self.config.features, facts, notes, len(parts), size)
+        shards = store.filled(
+            lambda numbers: self._read_texts(different, [(i, parts[i]) for i in numbers]),
+            f"features of {len(different):,} texts",
         )
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        read = Read()
-        for batch in track(self._loader(crops), len(crops), f"encoding {len(crops.positions):,} images"):
+        places = {text: place for place, text in enumerate(different)}
+        embeddings = [shard["embeddings"] for shard in shards]
+        return torch.cat([torch.empty(0, self.encoder.embed), *embeddings])[[places[text] for text in texts]]
+
+    def _read_texts(self, texts: Sequence[str], parts: Sequence[tuple[int, slice]]) -> Iterator[tuple[int, Shard]]:
+        batches = [(i, texts[rows]) for i, part in parts for rows in _batches(part, self.config.batch_size)]
+        count = sum(len(batch) for _, batch in batches)
+        done: list[Tensor] = []
+        for place, (i, batch) in enumerate(_shown(batches, len(batches), f"reading {count:,} texts")):
+            with self._precision():
+                done.append(_unit(self.encoder.texts(batch), "texts"))
+            if place + 1 == len(batches) or batches[place + 1][0] != i:
+                yield i, {"embeddings": torch.cat(done)}
+                done = []
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.encoder.fingerprint()
+
+    @cached_property
+    def _images(self) -> ImageFeatures:
+        positions = spread(len(self.source), self.config.max_examples)
+        parts = spans(len(positions))
+        with together():
+            facts = self._facts(len(positions))
+        notes = {"model": self.encoder.name, "data": self.source.uri}
+        width = self.encoder.embed + (self._layers + 1) * self.encoder.width
+        store = Store(self.config.features, facts, notes, len(parts), len(positions) * width * 4)
+        crops = Crops(self.source, positions, self._size, self._max_pixels, self.config.batch_size)
+        shards = store.filled(
+            lambda numbers: self._encode(crops, [(i, parts[i]) for i in numbers]),
+            f"features of {self.source.uri}",
+            lambda shard: crops.some_readable(shard["bad_indices"].tolist()),
+        )
+        images = ImageFeatures(shards)
+        self._tell(images.bad, len(positions))
+        return images
+
+    def _facts(self, examples: int) -> dict[str, Any]:
+        """Everything that the features of the images depend on."""
+        return {
+            "kind": "images",
+            "encoder": self._fingerprint,
+            "source": self.source.stamp(),
+            "class_names": hash_of(self.source.class_names),  # a label may be written as a name
+            "examples": len(self.source),
+            "encoded": examples,
+            "size": self._size,
+            "crop": _CROP,
+            "mean": self.encoder.mean,
+            "std": self.encoder.std,
+            "max_pixels": self._max_pixels,
+            "precision": self.config.precision,
+            "layers": self._layers,
+        }
+
+    def _encode(self, crops: "Crops", parts: Sequence[tuple[int, slice]]) -> Iterator[tuple[int, Shard]]:
+        """Encode the examples of each part, with one set of workers for all of them."""
+        if not parts:
+            return
+        batches = [(i, rows) for i, part in parts for rows in _batches(part, crops.batch_size)]
+        count = sum(part.stop - part.start for _, part in parts)
+        loader = self._loader(crops, [rows for _, rows in batches])
+        found, read = self._nothing(), Read()
+        for place, batch in enumerate(_shown(loader, len(batches), f"encoding {count:,} images")):
             read.add(batch)
             if batch.pixels is not None:
                 pixels = self.encoder.normalise(batch.pixels.to(self.encoder.device))
-                found.append(_kept(self.encoder.encode(pixels, min(LAYERS, self.encoder.depth))))
-        self._tell(read.bad)
-        labels = torch.tensor(read.labels, dtype=torch.int64)
-        indices = torch.tensor(read.indices, dtype=torch.int64)
-        embeddings, cls, patches = (torch.cat(part) for part in zip(*found, strict=True))
-        return ImageFeatures(embeddings, cls, patches, indices, labels, read.captions, read.bad)
+                with self._precision():
+                    encoding = self.encoder.encode(pixels, self._layers)
+                for name, tensor in _kept(encoding).items():
+                    found[name].append(tensor)
+            if place + 1 == len(batches) or batches[place + 1][0] != batches[place][0]:
+                yield batches[place][0], _shard(found, read)
+                found, read = self._nothing(), Read()
 
-    def _loader(self, crops: "Crops") -> "DataLoader[Read]":
-        size = min(self.config.batch_size, len(crops.positions))
-        crops.batch_size = size
-        workers = count_workers(self.config.workers, size * 3 * crops.size**2)
+    def _nothing(self) -> dict[str, list[Tensor]]:
+        """Features of no image: a shard of bad examples has them, too."""
+        shapes = {
+            "embeddings": (0, self.encoder.embed),
+            "cls": (0, self._layers, self.encoder.width),
+            "patches": (0, self.encoder.width),
+        }
+        return {name: [torch.empty(shape)] for name, shape in shapes.items()}
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _loader(self, crops: "Crops", batches: Sequence[slice]) -> "DataLoader[Read]":
+        largest = max((rows.stop - rows.start for rows in batches), default=0)
+        workers = count_workers(self.config.workers, largest * 3 * crops.size**2)
         return DataLoader(
             crops,
             batch_size=None,  # the dataset makes whole batches, so that a batch crosses processes as one tensor
-            num_workers=min(workers, len(crops) - 1),  # a single batch is made here
+            sampler=batches,  # its places in the data set are slices
+            num_workers=max(0, min(workers, len(batches) - 1)),  # a single batch is made here
             worker_init_fn=start_worker,
         )
 
-    def _tell(self, bad: list[tuple[str, str]]) -> None:
+    def _tell(self, bad: list[tuple[str, str]], examples: int) -> None:
         """Show which examples were left out; UserError when nothing is left."""
         named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
-        if len(bad) == len(spread(len(self.source), self.config.max_examples)):
+        if len(bad) == examples:
             raise UserError(f"no example of {self.source.uri} can be read: {named or 'it is empty'}; correct the data")
-        if bad:
+        if bad and ranks.is_main():
             say(f"{len(bad):,} examples of {self.source.uri} cannot be read and are left out: {named}")
 
 
@@ -139,6 +256,7 @@ class Read:
     labels: list[int] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    bad_indices: list[int] = field(default_factory=list)
 
     def add(self, other: "Read") -> None:
         """Take over what `other` holds, but for its crops."""
@@ -146,6 +264,7 @@ class Read:
         self.labels += other.labels
         self.captions += other.captions
         self.bad += other.bad
+        self.bad_indices += other.bad_indices
 
 
 class Crops(Dataset[Read]):
@@ -171,40 +290,79 @@ class Crops(Dataset[Read]):
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
-    def __getitem__(self, batch: int) -> Read:
-        if not 0 <= batch < len(self):
-            raise IndexError(batch)
+    def __getitem__(self, batch: int | slice) -> Read:
+        """A batch by its number, or the examples at a range of `positions`."""
+        if isinstance(batch, int):
+            if not 0 <= batch < len(self):
+                raise IndexError(batch)
+            batch = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
         read, pixels = Read(), []
-        for index in self.positions[batch * self.batch_size : (batch + 1) * self.batch_size]:
+        for index in self.positions[batch]:
             try:
-                example = self.source[index]
-                image = decode(example.image, self.max_pixels, example.key)
-                pixels.append(evaluation_crop(image, self.size))
+                example, crop = self._read(index)
             except BadExample as bad:
                 read.bad.append((bad.key, bad.reason))
+                read.bad_indices.append(index)
                 continue
+            pixels.append(crop)
             read.indices.append(index)
             read.labels.append(-1 if example.label is None else example.label)
             read.captions.append(list(example.captions))
         read.pixels = torch.stack(pixels) if pixels else None
         return read
 
+    def _read(self, index: int) -> tuple[Example, Tensor]:
+        example = self.source[index]
+        return example, evaluation_crop(decode(example.image, self.max_pixels, example.key), self.size)
 
-def _kept(encoding: Encoding) -> tuple[Tensor, Tensor, Tensor]:
-    """What is kept of a batch: embeddings, class tokens, mean patches."""
-    cls = torch.stack([layer.cls for layer in encoding.layers], dim=1).float().cpu()
-    patches = encoding.layers[-1].patches.float().mean(dim=(2, 3)).cpu()
-    return _unit(encoding.embedding, "images"), cls, patches
+    def some_readable(self, indices: Iterable[int]) -> bool:
+        """Whether an example that could not be read can be now: a disk that did not answer may be back."""
+        for index in indices:
+            with suppress(BadExample):
+                self._read(index)
+                return True
+        return False
+
+
+def _kept(encoding: Encoding) -> Shard:
+    """What is kept of a batch of images."""
+    return {
+        "embeddings": _unit(encoding.embedding, "images"),
+        "cls": _finite(torch.stack([layer.cls for layer in encoding.layers], dim=1).float().cpu(), "images"),
+        "patches": _finite(encoding.layers[-1].patches.float().mean(dim=(2, 3)).cpu(), "images"),
+    }
+
+
+def _shard(found: Mapping[str, Sequence[Tensor]], read: Read) -> Shard:
+    """One shard of `ImageFeatures`."""
+    numbers = {"indices": read.indices, "labels": read.labels, "bad_indices": read.bad_indices}
+    return (
+        {name: torch.cat(list(parts)) for name, parts in found.items()}
+        | {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+        | {"captions": packed(read.captions), "bad": packed(read.bad)}
+    )
+
+
+def _batches(part: slice, size: int) -> list[slice]:
+    return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+
+
+def _shown(items: Iterable[ItemT], total: int, doing: str) -> Iterable[ItemT]:
+    """With progress on the first rank; its share stands for all."""
+    return track(items, total, doing) if total and ranks.is_main() else items
 
 
 def _unit(embeddings: Tensor, what: str) -> Tensor:
     """Float32, of unit length, on the CPU."""
-    embeddings = F.normalize(embeddings.float(), dim=-1).cpu()
-    if not embeddings.isfinite().all():
+    return _finite(F.normalize(embeddings.float(), dim=-1).cpu(), what)
+
+
+def _finite(features: Tensor, what: str) -> Tensor:
+    if not features.isfinite().all():
         raise UserError(
             f"the encoder's embeddings of {what} are not finite; its weights are damaged, evaluate another checkpoint"
         )
-    return embeddings
+    return features
 
 
 def spread(count: int, most: int | None) -> Sequence[int]:

@@ -64,7 +64,7 @@ class Setup:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        self._features: dict[str, Features] = {}
+        self._features: dict[Source, Features] = {}  # not by URI: options beside it may tell two sources apart
 
     @property
     def size(self) -> int:
@@ -73,7 +73,6 @@ class Setup:
 
     def features(self, source: Source) -> Features:
         """What the encoder makes of a source; encoded once, whichever tasks ask."""
-        key = source.uri
-        if key not in self._features:
-            self._features[key] = Features(self.encoder, source, self.config, self.max_pixels)
-        return self._features[key]
+        if source not in self._features:
+            self._features[source] = Features(self.encoder, source, self.config, self.max_pixels)
+        return self._features[source]

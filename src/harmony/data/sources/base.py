@@ -1,8 +1,11 @@
 """What every source of examples offers, whatever it reads from."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,6 +138,14 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A short text that differs when the examples' names, sizes or number do; the same wherever they lie."""
 
+    def stamp(self) -> str:
+        """A short text that differs once anything of an example has changed, its captions and label too.
+
+        Unlike the fingerprint it may differ between copies: files are known by their place, size and time of change.
+        Features on disk are kept under it.
+        """
+        return self.fingerprint()
+
     def has_captions(self) -> bool:
         """Whether some example has a caption where this source looks for captions."""
         return False
@@ -168,6 +179,19 @@ class Source(ABC):
                     else f"only {only}; use data with captions"
                 )
             )
+
+
+def stamp_of(paths: Iterable[Path], *options: object) -> str:
+    """A hash of the place, size and time of change of files (which may be missing) and of how they are read."""
+    digest = blake2b(repr(options).encode(), digest_size=16)
+    for path in paths:
+        try:
+            status = path.stat()
+            found = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            found = "missing"
+        digest.update(os.fsencode(path) + f" {found}\n".encode())
+    return digest.hexdigest()
 
 
 def words_of(value: Any) -> list[str]:

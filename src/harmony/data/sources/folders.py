@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, words_of
+from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, stamp_of, words_of
 from harmony.data.sources.flat import Strings
 from harmony.data.sources.shards import IMAGE_ENDINGS
 from harmony.errors import UserError
@@ -167,6 +167,18 @@ class FolderSource(Source):
             digest.update(f"{path.stat().st_size if path.is_file() else None} ".encode())
         digest.update(f"{len(self)} {self.options.caption_key} {self.options.image_key}".encode())
         return digest.hexdigest()
+
+    def stamp(self) -> str:
+        return stamp_of(self._files(), self.options)
+
+    def _files(self) -> Iterator[Path]:
+        """Every file that examples are made of."""
+        folder = self._folder.resolve()
+        for name, beside in zip(self._names, self._beside, strict=True):
+            yield folder / name
+            for bit, ending in ((_TEXT, "txt"), (_JSON, "json")):
+                if beside & bit:
+                    yield folder / f"{name.rpartition('.')[0]}.{ending}"
 
     def problems(self) -> list[str]:
         return list(self._problems)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, words_of
+from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, stamp_of, words_of
 from harmony.data.sources.classes import find_classes, label_of
 from harmony.data.sources.flat import OpenFiles, Strings
 from harmony.data.sources.index_cache import tar_index
@@ -201,6 +201,9 @@ class ShardSource(Source):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
         digest.update(f"{len(self)} {self.options.caption_key} {self.options.image_key}".encode())
         return digest.hexdigest()
+
+    def stamp(self) -> str:
+        return stamp_of([path.resolve() for path in self._files.paths], self.options)
 
     def problems(self) -> list[str]:
         return list(self._problems)

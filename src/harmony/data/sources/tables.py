@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, words_of
+from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, stamp_of, words_of
 from harmony.data.sources.classes import find_classes, label_of
 from harmony.data.sources.places import find_files
 from harmony.data.sources.table_files import SUFFIXES, column_names, read_columns
@@ -200,6 +200,10 @@ class TableSource(Source):
             digest.update(f"{self.key(i)} {path.stat().st_size if path.is_file() else None}\n".encode())
         digest.update(f"{len(self)} {self.options.caption_key} {self.options.image_key}".encode())
         return digest.hexdigest()
+
+    def stamp(self) -> str:
+        images = () if self._embedded else map(self._path, range(len(self)))
+        return stamp_of([path.absolute() for path in (*self._paths, *images)], self.options)
 
     def problems(self) -> list[str]:
         return list(self._problems)

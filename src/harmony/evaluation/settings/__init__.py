@@ -57,6 +57,13 @@ class EvaluationConfig(Settings):
     max_examples: int | None = Field(
         None, ge=1, description="evaluate on this many examples, spread evenly over the data; all of them if null"
     )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the encoder when features are made")
+    features: str | None = Field(
+        "auto",
+        min_length=1,
+        description="folder where features are kept and found again; auto is harmony/features in the user's cache "
+        "folder ($XDG_CACHE_HOME, or ~/.cache), null keeps nothing",
+    )
     zero_shot: ZeroShotConfig = ZeroShotConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     knn: KnnConfig = KnnConfig()
