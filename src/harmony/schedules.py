@@ -74,7 +74,7 @@ class Duration(BaseModel):
         return f"{self.amount:g} {self.unit.removesuffix('s') if self.amount == 1 else self.unit}"
 
 
-DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(lambda duration: str(duration), return_type=str)]
+DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerializer(Duration.__str__, return_type=str)]
 
 
 def _finite(value: Any) -> float:
