@@ -1,0 +1,301 @@
+"""Images with their masks: reading, checking, resizing, and the random crops that a head learns from.
+
+Shapes: B crops of a batch, S pixels a side of a crop, H x W pixels of an image, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as v2f
+
+from harmony import ranks
+from harmony.data.decode import decode
+from harmony.data.sources import BadExample, Example, Source
+from harmony.data.workers import count_workers, start_worker
+from harmony.errors import UserError
+from harmony.evaluation.fitting import Batches
+from harmony.evaluation.progress import say, track
+from harmony.evaluation.segmentation.scores import IGNORE
+from harmony.evaluation.settings import SegmentationConfig
+from harmony.models.settings import Colour
+from harmony.training.distributed import everyones
+
+TRIES = 10
+"""Crops drawn before one that shows too much of a single class is taken all the same (MMSegmentation's number)."""
+
+BAD_SHOWN = 3
+"""Examples that cannot be used and are named; all are counted."""
+
+
+def read(source: Source, position: int, max_pixels: int) -> tuple[str, Tensor, Tensor]:
+    """An example's key, image (3, H, W) uint8 and mask (H, W) int32, whose values are 0 .. C - 1 or `IGNORE`.
+
+    Raises:
+        BadExample: one of them is missing or damaged, they differ in size, or the mask has other values.
+    """
+    example = source[position]
+    image = decode(example.image, max_pixels, example.key)
+    values = _mask_of(example)
+    if values.shape != tuple(image.shape[1:]):
+        (height, width), (high, wide) = values.shape, image.shape[1:]
+        raise BadExample(example.key, f"is {wide} x {high} px and its mask {width} x {height}")
+    return example.key, image, _checked(values, source, example.key)
+
+
+def _mask_of(example: Example) -> NDArray[np.integer[Any]]:
+    """(H, W) integers as they are stored."""
+    if example.mask is None:
+        raise BadExample(example.key, "has no mask")
+    values: NDArray[Any]
+    if isinstance(example.mask, bytes):
+        try:
+            with Image.open(BytesIO(example.mask)) as opened:
+                values = np.array(opened)  # of a palette image the indices, not the colours
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BadExample(example.key, f"has a mask that cannot be read ({error})") from error
+    else:
+        values = np.asarray(example.mask)
+    if values.ndim != 2 or values.dtype.kind not in "biu":
+        raise BadExample(example.key, "has a mask in colour or fractions; it must hold one class index a pixel")
+    return values
+
+
+def _checked(values: NDArray[np.integer[Any]], source: Source, key: str) -> Tensor:
+    classes = len(source.mask_names or [])
+    mask = torch.from_numpy(values.astype(np.int32))
+    wrong = mask[((mask < 0) | (mask >= classes)) & (mask != source.mask_ignore)]
+    if len(wrong):
+        raise BadExample(
+            key,
+            f"has a mask with the value {int(wrong[0])}, which is neither one of the classes 0 .. {classes - 1} "
+            f"nor {source.mask_ignore} for no class",
+        )
+    return mask.masked_fill(mask == source.mask_ignore, IGNORE)
+
+
+def size_at(height: int, width: int, short: int | None, scale: float = 1.0) -> tuple[int, int]:
+    """Height and width once the shorter side has `short` px (its own if None), times `scale`."""
+    factor = scale * (1.0 if short is None else short / min(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 -> (3, *size) uint8; bicubic with antialiasing, as images are resized for training."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    return v2f.resize_image(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) -> size; each pixel takes the value at its own centre, so that mask and image do not shift."""
+    if tuple(mask.shape) == size:
+        return mask
+    return v2f.resize_image(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+
+
+class TrainingCrops(Batches[tuple[Tensor, Tensor]]):
+    """Random scale, crop, flip and change of colour, the same for an image and its mask.
+
+    A batch is crops (B, 3, S, S) uint8 and masks (B, S, S) int32. What lies outside an image that is smaller than the
+    crop has the mean colour, and belongs to no class.
+
+    Args:
+        source: where examples are.
+        positions: those that can be used.
+        config: the augmentation and the length of the training.
+        size: S.
+        short: the images' shorter side before the random scale, None for their own.
+        mean: RGB mean that inputs are normalised with.
+        max_pixels: images with more pixels count as bad.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        positions: Sequence[int],
+        config: SegmentationConfig,
+        size: int,
+        short: int | None,
+        mean: Colour,
+        max_pixels: int,
+    ) -> None:
+        super().__init__(len(positions), config)
+        self.source = source
+        self.positions = positions
+        self.augmentation = config
+        self.size = size
+        self.short = short
+        self.fill = torch.tensor(mean).mul(255).round().to(torch.uint8)
+        self.max_pixels = max_pixels
+        self.photometric = photometric() if config.photometric else None
+
+    def make(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        crops = [self.crop(*self._read(self.positions[position])) for position in positions]
+        images, masks = zip(*crops, strict=True)
+        return torch.stack(images), torch.stack(masks)
+
+    def crop(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """One crop (3, S, S) and its mask (S, S); draws from torch's generator."""
+        low, high = self.augmentation.scale
+        size = size_at(mask.shape[0], mask.shape[1], self.short, low + (high - low) * float(torch.rand(())))
+        image, mask = resize_image(image, size), resize_mask(mask, size)
+        window = self._window(mask)
+        image, mask = image[:, *window], mask[window]
+        if float(torch.rand(())) < self.augmentation.flip:
+            image, mask = image.flip(-1), mask.flip(-1)
+        if self.photometric is not None:
+            image = self.photometric(image)
+        whole = self.fill[:, None, None].repeat(1, self.size, self.size)
+        target = torch.full((self.size, self.size), IGNORE, dtype=mask.dtype)
+        whole[:, : image.shape[1], : image.shape[2]] = image
+        target[: mask.shape[0], : mask.shape[1]] = mask
+        return whole, target
+
+    def _window(self, mask: Tensor) -> tuple[slice, slice]:
+        """Where to cut: at random, and not where one class takes nearly all of it."""
+        window = (slice(None), slice(None))
+        for _ in range(TRIES):
+            top, left = (int(torch.randint(max(1, side - self.size + 1), ())) for side in mask.shape)
+            window = (slice(top, top + self.size), slice(left, left + self.size))
+            inside = mask[window]
+            counts = torch.bincount(inside[inside != IGNORE])
+            if len(counts) and float(counts.max()) <= self.augmentation.most_of_one_class * float(counts.sum()):
+                break
+        return window
+
+    def _read(self, position: int) -> tuple[Tensor, Tensor]:
+        try:
+            return read(self.source, position, self.max_pixels)[1:]
+        except BadExample as bad:  # it could be read when the masks were counted
+            raise UserError(f"{self.source.uri} has changed during the training: {bad}; start again") from None
+
+
+def photometric() -> v2.Transform:
+    """Brightness, contrast, saturation and hue, each changed for half of the images, as far as MMSegmentation does."""
+    changes: list[dict[str, float]] = [
+        {"brightness": 32 / 255},
+        {"contrast": 0.5},
+        {"saturation": 0.5},
+        {"hue": 18 / 360},
+    ]
+    return v2.Compose([v2.RandomApply([v2.ColorJitter(**change)], p=0.5) for change in changes])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to be measured, or why it cannot be.
+
+    Attributes:
+        position: in its source.
+        pixels: (3, h, w) uint8, one for each scale that it is predicted at; the first is the one at scale 1.
+        mask: (H, W) int32 at the image's own size.
+        bad: (key, reason), None for a good one.
+    """
+
+    position: int
+    pixels: list[Tensor] = field(default_factory=list)
+    mask: Tensor | None = None
+    bad: tuple[str, str] | None = None
+
+
+class Pictures(Dataset[Picture]):
+    """Whole images with their masks.
+
+    Args:
+        source: where examples are.
+        positions: which of them, in this order.
+        short: the shorter side before scaling, None for their own.
+        scales: factors of that size.
+        max_pixels: images with more pixels count as bad.
+    """
+
+    def __init__(
+        self, source: Source, positions: Sequence[int], short: int | None, scales: Sequence[float], max_pixels: int
+    ) -> None:
+        self.source, self.positions = source, positions
+        self.short, self.scales = short, scales
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, place: int) -> Picture:
+        position = self.positions[place]
+        try:
+            _, image, mask = read(self.source, position, self.max_pixels)
+        except BadExample as bad:
+            return Picture(position, bad=(bad.key, bad.reason))
+        sizes = [size_at(mask.shape[0], mask.shape[1], self.short, scale) for scale in self.scales]
+        return Picture(position, [resize_image(image, size) for size in sizes], mask)
+
+    def loaded(self, workers: Any, doing: str) -> "Any":
+        """The pictures in order, read ahead by workers, with a progress line."""
+        count = count_workers(workers, 2**24)
+        loader = DataLoader(
+            self, batch_size=None, num_workers=min(count, max(0, len(self) - 1)), worker_init_fn=start_worker
+        )
+        return track(loader, len(self), doing)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The masks of a training set.
+
+    Attributes:
+        usable: positions of examples that can be used.
+        pixels: (C,) int64, pixels of each class.
+        bad: (key, reason) of the others.
+    """
+
+    usable: list[int]
+    pixels: Tensor
+    bad: list[tuple[str, str]]
+
+
+def count_classes(source: Source, workers: Any, max_pixels: int) -> Counted:
+    """Read every image and mask once: which can be used, and which classes they show.
+
+    Raises:
+        UserError: none can be used, or none has a pixel that belongs to a class.
+    """
+    mine = range(ranks.rank(), len(source), ranks.count())
+    pictures = Pictures(source, mine, None, (), max_pixels)
+    pixels = torch.zeros(len(source.mask_names or []), dtype=torch.int64)
+    usable: list[int] = []
+    bad: list[tuple[str, str]] = []
+    for picture in pictures.loaded(workers, f"counting the classes of {len(source):,} masks"):
+        if picture.bad is not None:
+            bad.append(picture.bad)
+        else:
+            usable.append(picture.position)
+            pixels += torch.bincount(picture.mask[picture.mask != IGNORE], minlength=len(pixels))
+    found = everyones((usable, pixels, bad))
+    counted = Counted(
+        sorted(position for part in found for position in part[0]),
+        sum((part[1] for part in found), torch.zeros_like(pixels)),
+        [one for part in found for one in part[2]],
+    )
+    tell_bad(source, counted.bad, len(source))
+    if not counted.pixels.sum():
+        raise UserError(f"no pixel of {source.uri} belongs to a class; correct its masks")
+    return counted
+
+
+def tell_bad(source: Source, bad: Sequence[tuple[str, str]], of: int) -> None:
+    """Say which examples are left out; UserError when all are."""
+    named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
+    if len(bad) == of:
+        raise UserError(f"no example of {source.uri} can be used: {named or 'it is empty'}; correct the data")
+    if bad and ranks.is_main():
+        say(f"{len(bad):,} examples of {source.uri} cannot be used and are left out: {named}")
