@@ -48,7 +48,7 @@ class SegmentationConfig(FitConfig):
         0.65, gt=0, le=1, description="upernet: factor of the learning rate from one block to the one below"
     )
     backbone_lr_scale: float = Field(
-        0.1, gt=0, le=1, description="upernet: learning rate above the encoder's last block, relative to the head's"
+        0.1, gt=0, le=1, description="upernet: learning rate of the encoder's last block, relative to the head's"
     )
     drop_path: float = Field(0.1, ge=0, lt=1, description="upernet: stochastic depth rate of the last block")
     channels: int | None = Field(
