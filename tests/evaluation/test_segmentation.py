@@ -211,6 +211,7 @@ def test_what_cannot_be_measured_is_left_out_and_counted(train, data, capsys):
     nothing = Kept([Example("a", data.examples[0].image, mask=odd * 0 + 255)], data.mask_names)
     with pytest.raises(UserError, match="no pixel of kept: belongs to a class"):
         measured(PatchColours(), nothing, train, steps=1)
+    assert "training" not in capsys.readouterr().err.partition("odd has a mask")[2]  # said before, not after
 
 
 def test_only_as_many_images_as_asked_for_are_measured(train, data):

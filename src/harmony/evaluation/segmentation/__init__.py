@@ -21,9 +21,9 @@ from harmony.errors import UserError
 from harmony.evaluation.fitting import Group, fit, forget
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
-from harmony.evaluation.segmentation.data import TrainingCrops, count_classes
+from harmony.evaluation.segmentation.data import TrainingCrops, count_classes, require_usable
 from harmony.evaluation.segmentation.heads import MULTI_LAYERS, LinearSegmenter, Segmenter, head_groups, patch_width
-from harmony.evaluation.segmentation.measure import Measured, measure, short_side
+from harmony.evaluation.segmentation.measure import Measured, measure, positions_of, short_side
 from harmony.evaluation.segmentation.upernet import UPerNet, parameter_groups
 from harmony.evaluation.segmentation.zero_shot import ZeroShotSegmenter
 from harmony.evaluation.task import Card, Setup
@@ -106,6 +106,7 @@ def run(setup: Setup) -> Outcome:
     """
     config = setup.config.segmentation
     segmenter, groups = build(setup)
+    require_usable(setup.data, positions_of(setup), setup.max_pixels)
     extra: dict[str, float] = {}
     usual = None
     if setup.train is not None and config.head != "zero_shot":

@@ -292,6 +292,24 @@ def count_classes(source: Source, workers: Any, max_pixels: int) -> Counted:
     return counted
 
 
+def require_usable(source: Source, positions: Sequence[int], max_pixels: int) -> None:
+    """UserError when no example can be used, or none has a pixel that belongs to a class.
+
+    Reads up to the first good one, so that it is said before the training and not after.
+    """
+    bad: list[tuple[str, str]] = []
+    for position in positions:
+        try:
+            mask = read(source, position, max_pixels)[2]
+        except BadExample as reason:
+            bad.append((reason.key, reason.reason))
+            continue
+        if (mask != IGNORE).any():
+            return
+    tell_bad(source, bad, len(positions))
+    raise UserError(f"no pixel of {source.uri} belongs to a class; correct its masks")
+
+
 def tell_bad(source: Source, bad: Sequence[tuple[str, str]], of: int) -> None:
     """Say which examples are left out; UserError when all are."""
     named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])

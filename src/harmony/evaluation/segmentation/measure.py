@@ -1,7 +1,7 @@
 """A trained head measured on whole images, and what the report shows of it."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -54,15 +54,20 @@ def short_side(setup: Setup) -> int | None:
     return setup.size if wanted == "size" else wanted
 
 
+def positions_of(setup: Setup) -> Sequence[int]:
+    """The examples of `setup.data` that are measured."""
+    return spread(len(setup.data), setup.config.max_examples)
+
+
 @torch.no_grad()
 def measure(segmenter: Segmenter, setup: Setup) -> Measured:
     """Predict the images of `setup.data`, each rank a share of them.
 
     Raises:
-        UserError: no image can be used, no pixel belongs to a class, or the scores are not finite.
+        UserError: no image can be used, or the scores are not finite.
     """
     config, device = setup.config.segmentation, setup.encoder.device
-    positions = spread(len(setup.data), setup.config.max_examples)
+    positions = positions_of(setup)
     shown = {positions[place] for place in spread(len(positions), EXAMPLES)}
     pictures = Pictures(
         setup.data, positions[ranks.rank() :: ranks.count()], short_side(setup), config.test_scales, setup.max_pixels
@@ -88,11 +93,8 @@ def measure(segmenter: Segmenter, setup: Setup) -> Measured:
     tell_bad(setup.data, [one for part in everything for one in part[2]], len(positions))
     if any(part[1] for part in everything):
         raise UserError("the scores of some pixels are not finite; the encoder's weights are damaged, use another one")
-    gathered = confusion.gathered()
-    if not gathered.counts.sum():
-        raise UserError(f"no pixel of {setup.data.uri} belongs to a class; correct its masks")
     return Measured(
-        gathered,
+        confusion.gathered(),
         sum(part[0] for part in everything),
         [one for part in everything for one in part[2]],
         sorted((one for part in everything for one in part[3]), key=lambda one: int(one["position"])),
