@@ -6,8 +6,8 @@ from segmentation_parts import Broken, Kept, png, squares
 
 from harmony.data.sources import BadExample, Example
 from harmony.errors import UserError
+from harmony.evaluation.segmentation.crops import TrainingCrops
 from harmony.evaluation.segmentation.data import (
-    TrainingCrops,
     count_classes,
     read,
     resize_image,

@@ -21,7 +21,8 @@ from harmony.errors import UserError
 from harmony.evaluation.fitting import Group, fit, forget
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
-from harmony.evaluation.segmentation.data import TrainingCrops, count_classes, require_usable
+from harmony.evaluation.segmentation.crops import TrainingCrops
+from harmony.evaluation.segmentation.data import count_classes, require_usable
 from harmony.evaluation.segmentation.heads import MULTI_LAYERS, LinearSegmenter, Segmenter, head_groups, patch_width
 from harmony.evaluation.segmentation.measure import Measured, measure, positions_of, short_side
 from harmony.evaluation.segmentation.upernet import UPerNet, parameter_groups
@@ -82,8 +83,7 @@ def card(setup: Setup) -> Card:
     differs = {
         "linear": "as DINOv2's linear head, with a cosine schedule and a length in epochs in place of 40k steps",
         "multi_linear": "DINOv2's head with the last four blocks and no multi-scale test unless set; cosine schedule",
-        "upernet": "as BEiT's, in 30 epochs in place of 160k steps (127 epochs of ADE20K), cosine schedule, and a "
-        "larger learning rate for the new head",
+        "upernet": "as BEiT's, which trains 160k steps (127 epochs of ADE20K) at one rate for encoder and head",
     }
     return Card(
         resolution,
