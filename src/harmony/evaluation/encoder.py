@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from harmony.errors import UserError
 from harmony.models.settings import Colour
 
 
@@ -97,6 +98,14 @@ class Encoder(ABC):
         Raises:
             UserError: the encoder's image tower is no timm model, or it cannot take this size.
         """
+
+    def shared(self, patches: Tensor) -> Tensor:
+        """(B, D, h, w), patches of the last block -> (B, E, h, w), in the space shared with texts. Without gradients.
+
+        Raises:
+            UserError: the encoder has no way from one to the other.
+        """
+        raise UserError(f"{self.name} cannot put patches into the space it shares with texts; set head=linear")
 
     def images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) normalised -> (B, E), not of unit length."""

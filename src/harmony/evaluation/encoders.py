@@ -75,6 +75,11 @@ class TowersEncoder(Encoder):
         )
 
     @torch.no_grad()
+    def shared(self, patches: Tensor) -> Tensor:
+        embedded: Tensor = self.towers.image.proj(patches.movedim(1, -1))
+        return embedded.movedim(-1, 1)
+
+    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         if self.towers.text is None or self._tokenizer is None:
             raise UserError(f"{self.name} has no text tower; use a model that was trained on captions")
