@@ -52,14 +52,14 @@ def attention(tower: ImageTower, pixels: Tensor) -> Tensor:
     return weights[:, :, 0, tower.prefix :].unflatten(2, grid)
 
 
-def heat(weights: Tensor, side: int, top: float) -> Tensor:
-    """(h, w) weights as (3, side, side) uint8 colours, of which the brightest stands for `top` and more."""
+def heat(weights: Tensor, side: int, low: float, high: float) -> Tensor:
+    """(h, w) weights as (3, side, side) uint8 colours, the darkest for `low` and less, the brightest for `high`."""
     large = F.interpolate(weights[None, None].float(), (side, side), mode="bilinear", align_corners=False)[0, 0]
-    place = (large / max(top, 1e-12)).clamp(0, 1) * (len(_HEAT) - 1)
-    low = place.floor().clamp(max=len(_HEAT) - 2)
+    place = ((large - low) / max(high - low, 1e-12)).clamp(0, 1) * (len(_HEAT) - 1)
+    below = place.floor().clamp(max=len(_HEAT) - 2)
     colours = torch.tensor(_HEAT, dtype=torch.float32)
-    share = (place - low)[..., None]
-    mixed = colours[low.long()] * (1 - share) + colours[low.long() + 1] * share
+    share = (place - below)[..., None]
+    mixed = colours[below.long()] * (1 - share) + colours[below.long() + 1] * share
     return mixed.round().byte().permute(2, 0, 1)
 
 
@@ -67,19 +67,19 @@ def attention_section(originals: Sequence[Tensor], student: Tensor, teacher: Ten
     """Images beside the maps of student and teacher, (B, H, h, w) each, and some heads of the teacher."""
     rows, strips = [], []
     for place, image in enumerate(originals):
-        means = [maps[place].mean(dim=0) for maps in (student, teacher)]
-        top = max(float(mean.quantile(0.995)) for mean in means)
-        both = [_shown(mean, top, f"attention of the {who}") for mean, who in zip(means, _MODELS, strict=True)]
+        means = torch.stack([maps[place].mean(dim=0) for maps in (student, teacher)])
         shown = picture(data_uri(image, LARGEST), "validation image")
-        rows.append(row_of((shown, "image"), *zip(both, _MODELS, strict=True)))
+        maps = [_shown(mean, means, f"attention of the {who}") for mean, who in zip(means, _MODELS, strict=True)]
+        rows.append(row_of((shown, "image"), *zip(maps, _MODELS, strict=True)))
         if place < OF_IMAGES:
             strips.append(_heads(image, teacher[place, :HEADS]))
     lead = (
-        "How the class token divides its attention over the patches in the last block, mean over the heads. "
-        "Bright is much; student and teacher of an image share one scale."
+        "How the class token divides its attention over the patches in the last block, mean over the heads: dark is "
+        "least, bright is most. Student and teacher share the scale of an image, so that the one whose map is flatter "
+        "does look more evenly; point at a map to read its range."
     )
     count = teacher.shape[1]
-    which = f"{min(HEADS, count)} of {count} heads" if count > HEADS else "Each head"
+    which = f"{HEADS} of {count} heads" if count > HEADS else "Each head"
     heads = [tag("h3", f"{which} of the teacher by itself"), *strips] if count > 1 else []
     body = joined([tag("div", *rows, class_="triples"), *heads])
     return Section("attention", "Where the class token looks", body, lead)
@@ -87,9 +87,13 @@ def attention_section(originals: Sequence[Tensor], student: Tensor, teacher: Ten
 
 def _heads(image: Tensor, maps: Tensor) -> Html:
     """The image and one map a head, each on its own scale."""
-    shown = [_shown(one, float(one.quantile(0.995)), f"head {head + 1}") for head, one in enumerate(maps)]
+    shown = [_shown(one, one, f"head {head + 1}") for head, one in enumerate(maps)]
     return tag("div", picture(data_uri(image, LARGEST), "validation image"), *shown, class_="heads")
 
 
-def _shown(weights: Tensor, top: float, alt: str) -> Html:
-    return picture(data_uri(heat(weights, LARGEST, top)), alt)
+def _shown(weights: Tensor, scale: Tensor, alt: str) -> Html:
+    """A map on the scale of those it is to be compared with, whose outermost patches do not count."""
+    low, high = (float(scale.quantile(share)) for share in (0.01, 0.99))
+    even = float(weights.mean())
+    says = f"{alt}: {float(weights.min()) / even:.2f} to {float(weights.max()) / even:.2f} times an even share"
+    return picture(data_uri(heat(weights, LARGEST, low, high)), alt, title=says)

@@ -9,10 +9,11 @@ from PIL import Image
 
 from harmony.evaluation.report.charts import LETTER, Bar
 from harmony.evaluation.report.classes import class_bars
-from harmony.evaluation.report.html import Html, note, percent, picture, tag
+from harmony.evaluation.report.html import Html, note, picture, tag
 from harmony.evaluation.report.images import Images
 from harmony.evaluation.report.palette import colour, css
 from harmony.evaluation.report.pictures import encoded_png, opened_png
+from harmony.evaluation.report.probes import training
 
 SURE = 0.3
 """Predictions with a lower score are not drawn."""
@@ -39,6 +40,7 @@ def boxes(details: Mapping[str, Any], images: Images) -> list[Html]:
             "its score; masks are filled in where the data have them."
         )
         parts += [tag("h3", "Predicted boxes"), tag("p", says, class_="says"), tag("div", *pairs, class_="scenes")]
+    parts += training(details)
     if details.get("classes"):
         rows = [
             Bar(one["name"], one["box_ap"], _remark(one), css(place)) for place, one in enumerate(details["classes"])
@@ -52,7 +54,7 @@ def boxes(details: Mapping[str, Any], images: Images) -> list[Html]:
 
 def _remark(one: Mapping[str, Any]) -> str:
     mask = one.get("mask_ap")
-    return f"of {one['instances']:,}" if mask is None else f"masks {percent(mask)}"
+    return f"of {one['instances']:,}" if mask is None else f"masks {100 * mask:.0f} %"
 
 
 def _pair(example: Mapping[str, Any], names: Sequence[str], images: Images) -> Html:

@@ -29,17 +29,22 @@ def accuracies(details: Mapping[str, Any], chance: float | None) -> list[Html]:
 
 def class_bars(title: str, says: str, rows: Sequence[Bar], chance: float | None = None) -> list[Html]:
     """Bars of classes, best first; those between the best and the worst are folded away where there are many."""
-    ordered = sorted(rows, key=lambda row: (row.share is None, -(row.share or 0), row.label))
-    if len(ordered) <= _ALL:
-        parts = [_columns(ordered, chance)]
+    measured = sorted((row for row in rows if row.share is not None), key=lambda row: (-(row.share or 0), row.label))
+    absent = [row for row in rows if row.share is None]
+    parts = [tag("h3", title), tag("p", says, class_="says")]
+    if len(measured) <= _ALL:
+        parts.append(_columns(measured, chance))
     else:
-        best, between, worst = ordered[:_EITHER_END], ordered[_EITHER_END:-_EITHER_END], ordered[-_EITHER_END:]
-        ends = [tag("div", tag("h4", f"The best of {len(ordered):,}"), bars(best, chance))]
+        best, between, worst = measured[:_EITHER_END], measured[_EITHER_END:-_EITHER_END], measured[-_EITHER_END:]
+        ends = [tag("div", tag("h4", f"The best of {len(measured):,}"), bars(best, chance))]
         ends.append(tag("div", tag("h4", "The worst"), bars(worst, chance)))
-        parts = [tag("div", *ends, class_="columns")]
+        parts.append(tag("div", *ends, class_="columns"))
         if len(between) <= _MOST_FOLDED:
             parts.append(folded(f"The {len(between):,} classes between them", _columns(between, chance)))
-    return [tag("h3", title), tag("p", says, class_="says"), *parts]
+    if absent and len(absent) <= _MOST_FOLDED:
+        count = "One class has" if len(absent) == 1 else f"{len(absent):,} classes have"
+        parts.append(folded(f"{count} no example to measure", _columns(absent, chance)))
+    return parts
 
 
 def _columns(rows: Sequence[Bar], chance: float | None) -> Html:
@@ -60,7 +65,11 @@ def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Html:
         if row != column and count
     ]
     pairs.sort(key=lambda pair: -pair[2])
-    most = table(("true class", "taken for", "images"), pairs[:_MOST_CONFUSIONS]) if pairs else note("None at all.")
+    most = (
+        table(("true class", "taken for", "images"), pairs[:_MOST_CONFUSIONS], words=(1,))
+        if pairs
+        else note("None at all.")
+    )
     sides = [
         tag("div", tag("h3", "Confusions"), matrix),
         tag("div", tag("h3", "The most frequent ones"), most),

@@ -21,7 +21,7 @@ def cost_tables(cost: Cost) -> Html:
     names = sorted(cost.heads, key=cost.flops_of, reverse=True)
     rows = [
         (
-            name,
+            name.replace("_", " "),
             f"{_tokens(cost, name):,.0f}",
             operations(cost.heads[name]),
             operations(cost.flops_of(name) - cost.heads[name]),
@@ -44,7 +44,7 @@ def cost_tables(cost: Cost) -> Html:
         tag("div", tag("h3", "Parameters"), table(("part", "trained"), parameters)),
     ]
     every = folded("Every encoder pass", table(("pass", "serves", "tokens", "operations"), passes, words=(1,)))
-    return joined([tag("div", *sides, class_="columns wide-first"), tag("p", says, class_="says"), every])
+    return joined([tag("div", *sides, class_="columns counted"), tag("p", says, class_="says"), every])
 
 
 def _tokens(cost: Cost, objective: str) -> float:

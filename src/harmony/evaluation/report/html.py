@@ -72,9 +72,9 @@ def folded(title: str, content: object) -> Html:
     return tag("details", tag("summary", title), content)
 
 
-def picture(source: str, alt: str, class_: str | None = None) -> Html:
+def picture(source: str, alt: str, class_: str | None = None, title: str | None = None) -> Html:
     """An image from a data URI."""
-    return tag("img", src=source, alt=alt, class_=class_, loading="lazy")
+    return tag("img", src=source, alt=alt, class_=class_, title=title, loading="lazy")
 
 
 def row_of(*shown: tuple[object, str]) -> Html:

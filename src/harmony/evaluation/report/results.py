@@ -75,19 +75,20 @@ def _overview(metrics: Metrics, details: Mapping[str, Mapping[str, Any]]) -> Htm
             rows.append(
                 (
                     "" if place else title,
-                    "" if place else short_uri(str((kept or {}).get("data", ""))),
                     metric(name),
                     tag("strong", written(name, numbers[name])),
                     "" if chance is None else percent(chance),
                     "" if paper is None else _cited(paper),
+                    "" if place else tag("small", short_uri(str((kept or {}).get("data", ""))), class_="uri"),
                 )
             )
-    head = ("task", "data", "metric", "value", "chance", "for orientation, a paper's")
-    return table(head, rows, words=(1, 2, 5))
+    head = ("task", "metric", "value", "chance", "for orientation, a paper's", "data")
+    return table(head, rows, words=(1, 4, 5))
 
 
 def _cited(paper: papers.Reported) -> Html:
-    return joined([percent(paper.value), tag("small", f"{paper.model} on {paper.data}")], " ")
+    short = ", ".join(part.partition(",")[0] for part in (paper.model, paper.data))
+    return joined([percent(paper.value), tag("small", short)], " ")
 
 
 def _reported(metrics: Metrics) -> Html:

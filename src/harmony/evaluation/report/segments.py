@@ -9,10 +9,11 @@ from PIL import Image
 
 from harmony.evaluation.report.charts import Bar
 from harmony.evaluation.report.classes import class_bars
-from harmony.evaluation.report.html import Html, note, percent, picture, row_of, tag
+from harmony.evaluation.report.html import Html, note, picture, row_of, tag
 from harmony.evaluation.report.images import Images
 from harmony.evaluation.report.palette import colour, css
 from harmony.evaluation.report.pictures import encoded_png, opened_png
+from harmony.evaluation.report.probes import training
 
 LARGEST = 288
 """Longer side in px of the images."""
@@ -32,6 +33,7 @@ def segments(details: Mapping[str, Any], images: Images) -> list[Html]:
         says = "Each image, its true classes and what was predicted. Pixels without a class are left blank."
         parts += [tag("h3", "Predicted masks"), tag("p", says, class_="says"), _legend(maps, names)]
         parts += [tag("div", *rows, class_="triples")]
+    parts += training(details)
     if details.get("classes"):
         rows_of = [
             Bar(one["name"], one["iou"], _accuracy(one), css(place)) for place, one in enumerate(details["classes"])
@@ -42,7 +44,7 @@ def segments(details: Mapping[str, Any], images: Images) -> list[Html]:
 
 
 def _accuracy(one: Mapping[str, Any]) -> str:
-    return "no pixels" if one.get("accuracy") is None else f"{percent(one['accuracy'])} found"
+    return "no pixels" if one.get("accuracy") is None else f"{100 * one['accuracy']:.0f} % found"
 
 
 def _row(example: Mapping[str, Any], truth: NDArray[Any], predicted: NDArray[Any], images: Images) -> Html:

@@ -29,9 +29,9 @@ def task_section(task: str, metrics: Mapping[str, float], details: Mapping[str, 
     if task == "retrieval":
         parts += retrievals(details, images.squares(shown_images(details), THUMBNAIL))
     elif task == "segmentation":
-        parts += [*segments(details, images), *training(details)]
+        parts += segments(details, images)
     elif task == "detection":
-        parts += [*boxes(details, images), *training(details)]
+        parts += boxes(details, images)
     else:
         parts += [*votes(metrics), *grid(details), *training(details)]
         parts += accuracies(details, chance_of("top1", metrics))
