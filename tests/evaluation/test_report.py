@@ -9,6 +9,7 @@ from harmony.errors import UserError
 from harmony.evaluation.report import write_report
 from harmony.evaluation.results import read_details, write_details, write_metrics
 from harmony.evaluation.tasks import evaluate_run
+from harmony.training.cost import cost_of
 
 SECTIONS = [
     "Results",
@@ -25,8 +26,24 @@ SECTIONS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_recipe_is_counted_once():
+    """Counting what a recipe costs takes seconds; here many reports are written on the same few recipes."""
+    known = {}
+
+    def remembered(recipe):
+        text = recipe.to_yaml()
+        if text not in known:
+            known[text] = cost_of(recipe)
+        return known[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harmony.evaluation.report.cost.cost_of", remembered)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, each_recipe_is_counted_once):
     """A run that was trained, measured and reported on."""
     run = saved_run(tmp_path_factory.mktemp("runs") / "quick <b>&", tiny_recipe())
     write_log(run)
