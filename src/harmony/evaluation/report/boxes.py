@@ -11,7 +11,7 @@ from harmony.evaluation.report.charts import LETTER, Bar
 from harmony.evaluation.report.classes import class_bars
 from harmony.evaluation.report.html import Html, note, picture, tag
 from harmony.evaluation.report.images import Images
-from harmony.evaluation.report.palette import colour, css
+from harmony.evaluation.report.palette import colour, css, is_light
 from harmony.evaluation.report.pictures import encoded_png, opened_png
 from harmony.evaluation.report.probes import training
 
@@ -36,8 +36,8 @@ def boxes(details: Mapping[str, Any], images: Images) -> list[Html]:
     if examples:
         pairs = [_pair(one, names, images) for one in examples]
         says = (
-            f"The true boxes on the left, the predicted ones with a score of at least {SURE:g} on the right, each with "
-            "its score; masks are filled in where the data have them."
+            f"The true boxes, and beside them the predicted ones with a score of at least {SURE:g}; "
+            "masks are filled in where the data have them."
         )
         parts += [tag("h3", "Predicted boxes"), tag("p", says, class_="says"), tag("div", *pairs, class_="scenes")]
     parts += training(details)
@@ -94,7 +94,7 @@ def _scene(
         text = f"{name} {thing['score']:.2f}" if "score" in thing else name
         box = [value * scale for value in thing["box"]]
         outlines.append(_outline(box, css(thing["label"])))
-        labels.append(_label(box, text, css(thing["label"]), height))
+        labels.append(_label(box, text, thing["label"], height))
     drawing = tag("svg", *over, *outlines, *labels, viewBox=f"0 0 {_DRAWN} {height:.1f}", role="img", aria_label=alt)
     return tag("div", picture(whole, "image"), drawing, class_="scene")
 
@@ -113,13 +113,16 @@ def _outline(box: Sequence[float], stroke: str) -> Html:
     )
 
 
-def _label(box: Sequence[float], text: str, fill: str, height: float) -> Html:
+def _label(box: Sequence[float], text: str, label: int, height: float) -> Html:
     """The name on a small plate: above the box where there is room, else within it; never beyond the image."""
     width = LETTER * len(text) + 8
     left = min(max(box[0], 0), _DRAWN - width) if width < _DRAWN else 0
     top = box[1] - 14 if box[1] >= 14 else min(max(box[1], 0), height - 14)
-    plate = tag("rect", x=f"{left:.1f}", y=f"{top:.1f}", width=f"{width:.1f}", height=14, rx=2, style=f"fill:{fill}")
-    return tag("g", plate, tag("text", text, x=f"{left + 4:.1f}", y=f"{top + 10.5:.1f}", class_="plate"))
+    place = {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{width:.1f}", "height": 14}
+    plate = tag("rect", **place, rx=2, style=f"fill:{css(label)}")
+    ink = "dark" if is_light(label) else "light"
+    words = tag("text", text, x=f"{left + 4:.1f}", y=f"{top + 10.5:.1f}", class_=f"plate {ink}")
+    return tag("g", plate, words)
 
 
 def tinted(mask: NDArray[Any], instances: Sequence[tuple[int, int]]) -> str:

@@ -33,3 +33,9 @@ def colour(index: int) -> tuple[int, int, int]:
 def css(index: int) -> str:
     """The colour of a class as CSS writes it."""
     return "#{:02x}{:02x}{:02x}".format(*colour(index))
+
+
+def is_light(index: int) -> bool:
+    """Whether dark letters are easier to read on a class's colour than light ones (by its luma, ITU-R BT.601)."""
+    red, green, blue = colour(index)
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 150

@@ -159,7 +159,9 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .scene { position: relative; }
 .scene svg { position: absolute; inset: 0; height: 100%; overflow: hidden; border-radius: 8px; }
 .box { fill: none; stroke-width: 2; filter: drop-shadow(0 0 1px rgb(0 0 0 / .7)); }
-svg .plate { fill: #fff; font-weight: 500; }
+svg .plate { font-weight: 500; }
+svg .light { fill: #fff; }
+svg .dark { fill: #111; }
 .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); gap: 18px; }
 .query {
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px 18px 18px; min-width: 0;
@@ -183,7 +185,7 @@ svg .plate { fill: #fff; font-weight: 500; }
 .confusions h3 { margin-bottom: 12px; }
 .bars { display: grid; gap: 7px; }
 .bar {
-  display: grid; grid-template-columns: minmax(90px, 34%) 1fr 126px; gap: 12px; align-items: center; font-size: 14px;
+  display: grid; grid-template-columns: minmax(90px, 34%) 1fr 138px; gap: 12px; align-items: center; font-size: 14px;
 }
 .bar .label { text-align: right; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--soft); }
 .bar .value { font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -195,7 +197,7 @@ footer { color: var(--faint); font-size: 13px; padding-top: 56px; }
 @media (max-width: 560px) {
   h1 { font-size: 32px; }
   .queries { grid-template-columns: 1fr; }
-  .bar { grid-template-columns: 30% 1fr 126px; gap: 9px; }
+  .bar { grid-template-columns: 30% 1fr 138px; gap: 8px; }
   td:first-child, td.words { min-width: 84px; }
   th.words, td.words { padding-left: 12px; }
   .card-rows div { grid-template-columns: 1fr; gap: 0; }
