@@ -176,12 +176,15 @@ def evaluate(
 
 
 @app.command(rich_help_panel=_MEASURING)
-def report(run: Run) -> None:
-    """Write DIR/report.html: curves, reconstructions, feature maps, retrievals."""
+def report(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of a run or of results.", show_default=False)
+    ],
+) -> None:
+    """Write DIR/report.html: results of every task, curves, and what the encoder makes of images."""
     from harmony.evaluation.report import write_report
-    from harmony.training.run_directory import open_run
 
-    Console(highlight=False).print(f"The report: [bold]{write_report(open_run(run).path)}[/]")
+    Console(highlight=False).print(f"The report: [bold]{write_report(directory)}[/]")
 
 
 @app.command(rich_help_panel=_LOOKING)

@@ -9,23 +9,41 @@ from harmony.errors import UserError
 from harmony.evaluation.report import write_report
 from harmony.evaluation.results import read_details, write_details, write_metrics
 from harmony.evaluation.tasks import evaluate_run
+from harmony.training.cost import cost_of
 
 SECTIONS = [
     "Results",
     "Losses",
     "Signs of health",
     "What the patches mean",
+    "Where the class token looks",
     "Reconstructions",
-    "Captions and what they find",
-    "Class by class",
+    "Zero-shot classification",
+    "Retrieval",
     "Optimisation",
     "Cost and speed",
     "Recipe",
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_recipe_is_counted_once():
+    """Counting what a recipe costs takes seconds; here many reports are written on the same few recipes."""
+    known = {}
+
+    def remembered(recipe):
+        text = recipe.to_yaml()
+        if text not in known:
+            known[text] = cost_of(recipe)
+        return known[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harmony.evaluation.report.cost.cost_of", remembered)
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, each_recipe_is_counted_once):
     """A run that was trained, measured and reported on."""
     run = saved_run(tmp_path_factory.mktemp("runs") / "quick <b>&", tiny_recipe())
     write_log(run)
@@ -51,6 +69,7 @@ def test_the_page_opens_without_errors_and_has_every_section(finished, tmp_path)
     assert seen.headings == SECTIONS
     anchors = {attributes["id"] for attributes in seen.named("section")}
     assert {link["href"] for link in seen.named("a")} == {f"#{anchor}" for anchor in anchors}
+    assert not [a["src"] for a in seen.named("img", "script") if not a.get("src", "data:").startswith("data:")]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: only a browser runs the page's script")
@@ -107,6 +126,27 @@ def test_headlines_stand_beside_their_chance_levels(copied):
     assert "54 times the chance of 1.6 %" in text
 
 
+def test_tasks_stand_in_one_table_with_chance_and_what_papers_report(copied):
+    write_metrics(copied.folder, "detection", {"box_ap": 0.123, "mask_ap": 0.045})
+    write_metrics(copied.folder, "knn", {"top1@20": 0.5, "top1@10": 0.4, "chance_top1": 0.25})
+    seen = report_of(copied)
+    rows = seen.text[seen.text.index("for orientation") : seen.text.index("What papers report")]
+    order = ["Zero-shot", "Retrieval", "Nearest neighbours", "Detection"]
+    assert sorted(order, key=rows.index) == order
+    assert "top-1 accuracy, k = 2050.0 %25.0 %76.1 %" in rows  # beside DINO's
+    assert "box AP12.3 %51.6 %" in rows
+    assert "mask AP4.5 %45.9 %" in rows
+    assert "arXiv 2203.16527" in seen.text
+
+
+def test_the_cost_of_each_objective_adds_up(copied):
+    text = report_of(copied).text
+    cost = text[text.index("Cost of a pair") : text.index("Every encoder pass")]
+    assert all(name.replace("_", " ") in cost for name in copied.recipe.objectives)
+    parameters = sum(p.numel() for p in copied.learner.parameters() if p.requires_grad)
+    assert f"all that is trained{parameters:,}" in cost
+
+
 def test_retrievals_show_five_images_and_outline_the_right_one(copied):
     details = read_details(copied.folder, "retrieval")
     queries = details["text_to_image"]["best"] + details["text_to_image"]["worst"]
@@ -127,8 +167,8 @@ def test_every_class_has_a_bar(copied):
     ("missing", "sections"),
     [
         (["log.jsonl"], [s for s in SECTIONS if s not in ("Signs of health", "Optimisation")]),
-        (["metrics.json", "evaluation"], [s for s in SECTIONS if s not in SECTIONS[5:7]]),
-        (["checkpoints"], [s for s in SECTIONS if s not in SECTIONS[3:5]]),
+        (["metrics.json", "evaluation"], [s for s in SECTIONS if s not in SECTIONS[6:8]]),
+        (["checkpoints"], [s for s in SECTIONS if s not in SECTIONS[3:6]]),
         (["log.jsonl", "metrics.json", "evaluation", "checkpoints"], ["Results", "Losses", "Cost and speed", "Recipe"]),
     ],
 )
@@ -147,14 +187,15 @@ def test_a_recipe_of_images_alone(tmp_path):
     write_log(run)
     seen = report_of(run)
     assert seen.errors == []
-    assert seen.headings == ["Results", *SECTIONS[1:4], *SECTIONS[7:]]
-    assert len(seen.named("img")) == 16  # eight images, each with its colours
+    assert seen.headings == ["Results", *SECTIONS[1:5], *SECTIONS[8:]]
+    # Six images with the colours and the attention of two models, and two of them with both heads of the teacher.
+    assert len(seen.named("img")) == 6 * 3 + 6 * 3 + 2 * 3
 
 
 def test_no_validation_data(tmp_path):
     run = saved_run(tmp_path / "run", tiny_recipe("data.val=null"))
     write_log(run)
-    assert report_of(run).headings == ["Results", *SECTIONS[1:3], *SECTIONS[7:]]
+    assert report_of(run).headings == ["Results", *SECTIONS[1:3], *SECTIONS[8:]]
     page = (run.folder / "report.html").read_text()
     assert f"<code>harmony evaluate {run.folder} --task zero_shot --data URI --out {run.folder}</code>" in page
     assert "`harmony" not in page
@@ -185,6 +226,6 @@ def test_a_long_run_makes_no_larger_page(copied):
 
 
 def test_a_report_needs_a_run(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match=r"neither a run .* nor results"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,11 @@ from runs_for_evaluation import saved_run, tiny_recipe
 
 from harmony.evaluation.encoders import load_encoder
 from harmony.evaluation.report import pictures
-from harmony.evaluation.report.charts import Line, Mark, Plot, Scale, _tick, bars, chart, nice_step
+from harmony.evaluation.report.attention import attention, heat
+from harmony.evaluation.report.charts import Bar, Line, Mark, Plot, Scale, _tick, bars, chart, nice_step
 from harmony.evaluation.report.html import Html, number, percent, tag
 from harmony.evaluation.report.log import Curve, Log, smoothed, thinned
-from harmony.models.vision import Segment
+from harmony.models.vision import Segment, create_trunk
 from harmony.objectives.mae import Mae
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -118,7 +119,7 @@ def test_a_mark_far_from_the_curve_does_not_flatten_it():
 
 
 def test_bars_are_as_long_as_their_shares():
-    drawn = bars([("red", 0.25, "of 4"), ("blue", None, "of 0")], chance=0.125)
+    drawn = bars([Bar("red", 0.25, "of 4"), Bar("blue", None, "of 0")], chance=0.125)
     assert drawn.count("width:25.00%") == 1
     assert drawn.count("left:12.50%") == 2
     assert drawn.count("<i") == 1
@@ -164,7 +165,7 @@ def test_equal_patches_have_equal_colours_in_all_images(run):
     encoder = load_encoder(str(run.folder), device="cpu")
     torch.manual_seed(0)
     one, two = torch.rand(2, 3, 32, 32)
-    colours = pictures.patch_colours(encoder, torch.stack([one, two, one, one]))
+    colours = pictures.patch_colours([encoder], torch.stack([one, two, one, one]))[0]
     assert colours.shape == (4, 3, 32, 32)
     assert colours.dtype == torch.uint8
     torch.testing.assert_close(colours[0], colours[2], atol=1, rtol=0)
@@ -177,11 +178,50 @@ def test_colours_are_the_leading_principal_components(run):
     pixels = torch.rand(5, 3, 32, 32)
     features = encoder.towers.image.encode(pixels).patches.flatten(0, 1).double()
     left, values, _ = torch.linalg.svd(features - features.mean(0), full_matrices=False)
-    centres = pictures.patch_colours(encoder, pixels)[:, :, 4::8, 4::8].permute(0, 2, 3, 1).reshape(-1, 3).double()
+    centres = pictures.patch_colours([encoder], pixels)[0, :, :, 4::8, 4::8].permute(0, 2, 3, 1).reshape(-1, 3).double()
     for channel in range(3):
         component = left[:, channel] * values[channel]
         correlation = torch.corrcoef(torch.stack([component, centres[:, channel]]))[0, 1]
         assert correlation.abs() > 0.9  # clipping and interpolation cost a little
+
+
+def test_student_and_teacher_share_their_colours(run):
+    student, teacher = (load_encoder(str(run.folder), model, "cpu") for model in ("student", "teacher"))
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    same = pictures.patch_colours([teacher, teacher], pixels)
+    torch.testing.assert_close(same[0], same[1], atol=1, rtol=0)
+    both = pictures.patch_colours([student, teacher], pixels)
+    assert (both[0].int() - both[1].int()).abs().float().mean() > 3
+    turned = pictures.patch_colours([teacher, student], pixels)
+    torch.testing.assert_close(both, turned.flip(0), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_attention_is_what_timm_computes(run, side):
+    """timm's own unfused attention hands its weights to a dropout, where they can be seen."""
+    tower = load_encoder(str(run.folder), device="cpu").towers.image
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    maps = attention(tower, pixels)
+    trunk = create_trunk(run.recipe.model.image, 32)
+    trunk.load_state_dict(tower.trunk.state_dict())
+    if side != 32:
+        trunk.set_input_size(img_size=(side, side))
+    last, seen = trunk.eval().blocks[-1].attn, []
+    last.fused_attn = False
+    last.attn_drop.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    with torch.no_grad():
+        trunk(pixels)
+    expected = seen[0][:, :, 0, 1:].unflatten(2, (side // 8, side // 8))
+    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-4)
+    assert (maps.sum((2, 3)) < 1).all()
+    assert not tower.trunk.blocks[-1].attn.qkv._forward_hooks
+
+
+def test_heat_is_darkest_at_the_lowest_and_brightest_at_the_highest():
+    colours = heat(torch.tensor([[0.1, 0.1], [0.3, 0.3]]), 8, 0.1, 0.3).float().mean(0)
+    assert colours[0].max() < 20
+    assert colours[-1].min() > 200
+    assert (colours[1:] - colours[:-1] >= -1).all()
 
 
 def test_reconstructions_keep_what_was_seen_and_fill_in_the_rest(run):

@@ -40,13 +40,14 @@ def _objectives(cost: Cost) -> Table:
 def _passes(cost: Cost) -> Table:
     table = _table("Encoder passes", "", "for", "tokens", "FLOPs a pair", "")
     for one in sorted(cost.passes, key=lambda one: (one.model, -one.flops)):
-        what = f"{one.model}: {_what(one.request)}"
+        what = f"{one.model}: {described(one.request)}"
         served = ", ".join(one.asked_by)
         table.add_row(what, served, f"{one.tokens:.0f}", _operations(one.flops), _percent(one.flops, cost.flops))
     return table
 
 
-def _what(request: Request) -> str:
+def described(request: Request) -> str:
+    """What is encoded, in a few words."""
     if not isinstance(request, ImageRequest):
         return request.stream + (f", {request.replace} hidden" if request.replace else "")
     crops = request.crops or ()

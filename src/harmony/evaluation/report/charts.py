@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from harmony.evaluation.report.html import Html, joined, number, percent, tag
 from harmony.evaluation.report.log import Curve, smoothed, thinned
@@ -209,19 +210,22 @@ def _tick(value: float, scale: Scale, share: bool) -> str:
     return f"{value / unit:,.{digits}f}{behind}"
 
 
-def bars(rows: Sequence[tuple[str, float | None, str]], chance: float | None = None) -> Html:
-    """Horizontal bars of shares.
+class Bar(NamedTuple):
+    """One bar: its label, a share from 0 to 1 (None when there is none), a remark, and a colour of its own (as CSS)."""
 
-    Args:
-        rows: label, share from 0 to 1 (None when there is none), and a remark behind the number.
-        chance: a level that is marked in every bar.
-    """
+    label: str
+    share: float | None
+    remark: str = ""
+    colour: str | None = None
+
+
+def bars(rows: Sequence[Bar], chance: float | None = None) -> Html:
+    """Horizontal bars of shares, with a level that is marked in every bar."""
+    mark = "" if chance is None else tag("b", style=f"left:{100 * chance:.2f}%", title=f"chance {percent(chance)}")
     drawn = []
-    for label, share, remark in rows:
-        mark = (
-            tag("b", style=f"left:{100 * chance:.2f}%", title=f"chance {percent(chance)}") if chance is not None else ""
-        )
-        fill = tag("i", style=f"width:{100 * share:.2f}%") if share is not None else ""
+    for label, share, remark, colour in rows:
+        paint = f";background:{colour}" if colour else ""
+        fill = tag("i", style=f"width:{100 * share:.2f}%{paint}") if share is not None else ""
         drawn.append(
             tag(
                 "div",

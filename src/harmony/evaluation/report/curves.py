@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harmony.evaluation.report.charts import Line, Mark, chart
-from harmony.evaluation.report.html import Html, Section, note, operations, tag
+from harmony.evaluation.report.cost import cost_tables, counted
+from harmony.evaluation.report.html import Html, Section, joined, note, operations, tag
 from harmony.evaluation.report.log import Curve, Log
 from harmony.evaluation.report.words import LOSSES, OTHER_SIGN, SIGNS
 from harmony.recipe import Recipe
-from harmony.training.cost import cost_of
+from harmony.training.cost import Cost
 
 _COLOURS = (1, 2, 3, 5, 6, 7, 8, 4)
 _NEUTRAL = 0
@@ -101,7 +102,8 @@ def _gradients(log: Log, recipe: Recipe) -> list[Html]:
 
 def speed(log: Log, recipe: Recipe) -> Section:
     """What a pair costs, throughput, waiting for data and memory."""
-    charts = [_operations(recipe)]
+    cost = counted(recipe)
+    charts = [_operations(cost, recipe)]
     for key, title, says, share in (
         ("examples_per_second", "pairs a second", "Training throughput over all processes.", False),
         ("data_wait", "waiting for data", "Share of the time the model stood still for the loader to catch up.", True),
@@ -109,15 +111,14 @@ def speed(log: Log, recipe: Recipe) -> Section:
     ):
         if curve := log.curve(key):
             charts.append(chart(title, says, [Line(title, curve, _NEUTRAL)], share=share, smooth=key != "memory_gib"))
-    return Section("speed", "Cost and speed", _grid(charts))
+    return Section("speed", "Cost and speed", joined([_grid(charts), cost_tables(cost)]))
 
 
-def _operations(recipe: Recipe) -> Html:
+def _operations(cost: Cost, recipe: Recipe) -> Html:
     """Floating-point operations of a training step, for each objective; passes that several share are split evenly."""
-    few = recipe.data.model_copy(update={"batch_size": 2 * recipe.train.accumulate})
-    cost, colour = cost_of(recipe.model_copy(update={"data": few})), _colours(recipe)
+    colour = _colours(recipe)
     rows = [(_spaced(name), cost.flops_of(name), colour.get(name, 1)) for name in cost.heads]
-    says = "What training on one pair takes, forward and backward; passes that serve several are split evenly."
+    says = "Operations of one training step for a pair, by objective."
     largest = max(flops for _, flops, _ in rows)
     drawn = [
         tag(

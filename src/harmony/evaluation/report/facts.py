@@ -1,7 +1,7 @@
 """The head of the page: which run this is, what it learned from and what it cost; and its end: the whole recipe."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ from safetensors import safe_open
 
 from harmony.evaluation.report.html import Html, Section, folded, joined, tag
 from harmony.evaluation.report.log import Log
+from harmony.evaluation.report.results import short_uri
+from harmony.evaluation.report.words import TASKS
 from harmony.recipe import Recipe
 from harmony.training.progress import spoken
 
@@ -36,6 +38,22 @@ def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], weights:
         tag("h1", name),
         tag("p", recipe.description or f"recipe {recipe.name}", class_="lead"),
         tag("ul", *chips, class_="chips"),
+        tag("dl", *items, class_="facts"),
+    )
+
+
+def results_head(name: str, details: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> Html:
+    """Title and facts of results that stand by themselves: what was measured, on what, in which tasks."""
+    models = dict.fromkeys(str(kept["model"]) for kept in details.values() if kept.get("model"))
+    data = dict.fromkeys(str(kept["data"]) for kept in details.values() if kept.get("data"))
+    facts = [("measured on", "; ".join(map(short_uri, data)))]
+    items = [tag("div", tag("dt", term), tag("dd", value)) for term, value in facts if value]
+    return tag(
+        "header",
+        tag("p", "Harmony · report of an evaluation", class_="eyebrow"),
+        tag("h1", name),
+        tag("p", " and ".join(models) or "results", class_="lead"),
+        tag("ul", *(tag("li", TASKS.get(task, task), class_="chip") for task in tasks), class_="chips"),
         tag("dl", *items, class_="facts"),
     )
 
@@ -92,8 +110,7 @@ def _many(count: int) -> str:
 
 
 def _data(recipe: Recipe, state: Mapping[str, Any]) -> str:
-    kind, _, place = recipe.data.train.partition(":")
-    short = f"{kind}: …/{'/'.join(place.split('/')[-2:])}" if place.count("/") > 1 else recipe.data.train
+    short = short_uri(recipe.data.train)
     count = (state.get("data") or {}).get("examples")
     return f"{count:,} of {short}" if isinstance(count, int) else short
 

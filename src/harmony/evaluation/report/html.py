@@ -59,10 +59,11 @@ def note(message: str | Html) -> Html:
     return tag("p", message, class_="note")
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """A table whose first column is text and whose others are numbers."""
-    top = tag("tr", *(tag("th", cell) for cell in head))
-    body = [tag("tr", *(tag("td", cell) for cell in row)) for row in rows]
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], words: Sequence[int] = ()) -> Html:
+    """A table whose first column, and those in `words`, are text, and whose others are numbers."""
+    kinds = ["words" if column in words else None for column in range(len(head))]
+    top = tag("tr", *(tag("th", cell, class_=kind) for cell, kind in zip(head, kinds, strict=True)))
+    body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
     return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="table")
 
 
@@ -71,9 +72,14 @@ def folded(title: str, content: object) -> Html:
     return tag("details", tag("summary", title), content)
 
 
-def picture(source: str, alt: str, class_: str | None = None) -> Html:
+def picture(source: str, alt: str, class_: str | None = None, title: str | None = None) -> Html:
     """An image from a data URI."""
-    return tag("img", src=source, alt=alt, class_=class_, loading="lazy")
+    return tag("img", src=source, alt=alt, class_=class_, title=title, loading="lazy")
+
+
+def row_of(*shown: tuple[object, str]) -> Html:
+    """Pictures side by side, each with a word below it."""
+    return tag("div", *(tag("figure", image, tag("figcaption", says), class_="tile") for image, says in shown))
 
 
 def percent(share: float) -> str:

@@ -6,16 +6,19 @@ Shapes: B images, S px a side, N patches, D width.
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from harmony.chance import Chance
 from harmony.data.masks import PatchSampler
 from harmony.evaluation.encoders import TowersEncoder
-from harmony.evaluation.report.html import Section, picture, tag
+from harmony.evaluation.report.html import Section, picture, row_of, tag
 from harmony.models.vision import Segment
 from harmony.objectives.mae import Mae
 from harmony.schedules import Clock
@@ -40,30 +43,44 @@ def data_uri(pixels: Tensor, side: int | None = None, quality: int = 85) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
+def encoded_png(image: Image.Image, **settings: Any) -> str:
+    """An image as an embedded PNG."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True, **settings)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def opened_png(encoded: str) -> NDArray[Any]:
+    """(H, W) uint8, the values of a base64 PNG of one channel."""
+    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    return np.array(image if image.mode in ("L", "P") else image.convert("L"))
+
+
 def fine_size(encoder: TowersEncoder) -> int:
     """Side in px at which an image has enough patches for a colour map."""
     return max(encoder.size, FINE * encoder.towers.image.patch)
 
 
 @torch.no_grad()
-def patch_colours(encoder: TowersEncoder, pixels: Tensor) -> Tensor:
+def patch_colours(encoders: Sequence[TowersEncoder], pixels: Tensor) -> Tensor:
     """The first three principal components of the patch features of several images, as colours.
 
-    The components are those of all images' patches together, so that a colour means the same in each image. Each is
-    stretched so that all but the outermost 2 % of the patches at either end lie within the range of a colour.
+    The components are those of all images' and all encoders' patches together, each encoder's taken from its own mean,
+    so that a colour means the same direction in every picture. That is fair to a student and its teacher alone, an
+    average of the student's past, whose features share their axes. Each component is stretched so that all but the
+    outermost 2 % of the patches at either end lie within the range of a colour.
 
     Args:
-        encoder: gives the features.
+        encoders: M of them, of one architecture.
         pixels: (B, 3, S, S) normalised.
 
     Returns:
-        (B, 3, S, S) uint8.
+        (M, B, 3, S, S) uint8.
     """
-    tower = encoder.towers.image
-    features = tower.encode(pixels).patches.float()  # (B, N, D)
+    tower = encoders[0].towers.image
     rows, columns = tower.grid(pixels.shape[-1])
-    flat = features.flatten(0, 1).double()
-    flat = flat - flat.mean(dim=0)
+    each = [encoder.towers.image.encode(pixels).patches.flatten(0, 1).double() for encoder in encoders]  # (B N, D)
+    flat = torch.cat([features - features.mean(dim=0) for features in each])
     directions = torch.linalg.eigh(flat.T @ flat)[1][:, -3:].flip(1)  # the last are the largest
     # The sign of a direction is arbitrary; this choice makes the picture the same on every machine.
     strongest = directions.abs().argmax(dim=0)
@@ -72,9 +89,9 @@ def patch_colours(encoder: TowersEncoder, pixels: Tensor) -> Tensor:
     colours = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     if colours.shape[1] < 3:  # features of one or two channels
         colours = F.pad(colours, (0, 3 - colours.shape[1]), value=0.5)
-    maps = colours.view(len(pixels), rows, columns, 3).permute(0, 3, 1, 2)
+    maps = colours.view(-1, rows, columns, 3).permute(0, 3, 1, 2)
     large = F.interpolate(maps, pixels.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-    return (large * 255).round().to(torch.uint8)
+    return (large * 255).round().to(torch.uint8).unflatten(0, (len(encoders), len(pixels)))
 
 
 @torch.no_grad()
@@ -103,32 +120,32 @@ def reconstructions(encoder: TowersEncoder, mae: Mae, pixels: Tensor) -> tuple[T
     return encoder.denormalise(pixels).masked_fill(hidden, GREY), encoder.denormalise(filled)
 
 
-def colour_section(originals: Sequence[Tensor], maps: Tensor) -> Section:
-    """Images beside the colour maps of their patch features."""
-    pairs = [
-        tag(
-            "div",
-            picture(data_uri(image, LARGEST), "validation image"),
-            picture(data_uri(colours, LARGEST), "its patch features as colours"),
+def colour_section(originals: Sequence[Tensor], student: Tensor, teacher: Tensor) -> Section:
+    """Images beside the colour maps of the student's and of the teacher's patch features."""
+    rows = [
+        row_of(
+            (picture(data_uri(image, LARGEST), "validation image"), "image"),
+            (picture(data_uri(ours, LARGEST), "the student's patch features as colours"), "student"),
+            (picture(data_uri(slow, LARGEST), "the teacher's patch features as colours"), "teacher"),
         )
-        for image, colours in zip(originals, maps, strict=True)
+        for image, ours, slow in zip(originals, student, teacher, strict=True)
     ]
     lead = (
-        "The teacher's patch features of these images, reduced to their first three principal components and shown as "
-        "red, green and blue. The components are common to all images: equal colours mean the same to the encoder. "
-        "Images are enlarged for it, so that it sees more patches than in training and the maps are finer."
+        "The patch features of these images, reduced to their first three principal components and shown as red, green "
+        "and blue. The components are common to all images and to both models "
+        "(each taken from its own mean), so that equal colours mean the same in all pictures. "
+        "Images are enlarged for it, so that there are more patches than in training and the maps are finer."
     )
-    return Section("features", "What the patches mean", tag("div", *pairs, class_="pairs"), lead)
+    return Section("features", "What the patches mean", tag("div", *rows, class_="triples"), lead)
 
 
 def reconstruction_section(originals: Sequence[Tensor], masked: Tensor, filled: Tensor) -> Section:
     """Original, masked and reconstructed images in rows of three."""
     rows = [
-        tag(
-            "div",
-            picture(data_uri(original, LARGEST), "original"),
-            picture(data_uri(left, LARGEST), "what is left of it"),
-            picture(data_uri(whole, LARGEST), "reconstruction"),
+        row_of(
+            (picture(data_uri(original, LARGEST), "original"), "image"),
+            (picture(data_uri(left, LARGEST), "what is left of it"), "what is seen"),
+            (picture(data_uri(whole, LARGEST), "reconstruction"), "reconstruction"),
         )
         for original, left, whole in zip(originals, masked, filled, strict=True)
     ]

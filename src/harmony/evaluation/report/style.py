@@ -37,6 +37,9 @@ h1 { font-size: 44px; line-height: 1.1; letter-spacing: -.022em; margin: 6px 0 1
 h2 { font-size: 26px; letter-spacing: -.014em; line-height: 1.2; margin: 0 0 16px; }
 h2:has(+ .lead) { margin-bottom: 6px; }
 h3 { font-size: 15px; font-weight: 600; margin: 0; }
+h4 { font-size: 13px; font-weight: 500; color: var(--faint); margin: 0 0 8px; }
+.says { color: var(--soft); font-size: 14px; max-width: 84ch; margin: 0 0 14px; }
+section > h3 + .says { margin-top: -8px; }
 .lead { color: var(--soft); max-width: 74ch; margin: 0 0 20px; }
 header .lead { font-size: 19px; margin-bottom: 16px; }
 section { padding-top: 56px; }
@@ -51,6 +54,10 @@ small { color: var(--faint); font-size: 13px; }
 .facts div { border-top: 1px solid var(--line); padding-top: 8px; }
 dt { color: var(--faint); font-size: 13px; }
 dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
+.about { margin-bottom: 26px; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
+section > .charts { margin-top: 20px; }
+.card-rows { margin: 12px 0 0; display: grid; gap: 8px; }
+.card-rows div { display: grid; grid-template-columns: 160px 1fr; gap: 16px; }
 .note {
   color: var(--soft); background: var(--card); border: 1px dashed var(--line); border-radius: 12px; padding: 16px 20px;
 }
@@ -73,12 +80,29 @@ dd { margin: 0; font-size: 15px; overflow-wrap: anywhere; }
 details { margin-top: 18px; }
 summary { cursor: pointer; color: var(--soft); font-size: 15px; width: max-content; }
 summary:hover { color: var(--ink); }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 28px; margin-top: 16px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 28px; }
+.columns { margin-top: 16px; }
+.counted { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); margin: 32px 0 16px; }
+.counted h3 { margin-bottom: 6px; }
+@media (min-width: 1000px) { .counted { grid-template-columns: 2fr 1fr; gap: 56px; } }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th { color: var(--faint); font-weight: 500; font-size: 13px; }
 th, td { text-align: right; padding: 6px 0 6px 16px; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td, th { white-space: nowrap; }
+td:first-child, td.words { white-space: normal; overflow-wrap: break-word; min-width: 100px; }
+th.words, td.words { text-align: left; padding-left: 24px; }
+td small { margin-left: 8px; }
+td .uri { margin: 0; }
+td a { color: var(--accent); text-decoration: none; }
+td a:hover { text-decoration: underline; }
+.tried { width: auto; }
+.tried td { background: color-mix(in srgb, var(--accent) var(--shade, 0%), transparent); padding-left: 14px; }
+.tried td:first-child, .tried th:first-child { padding-right: 20px; white-space: nowrap; }
+.tried td, .tried th { padding-right: 10px; white-space: nowrap; }
+.tried .chosen { outline: 2px solid var(--ink); outline-offset: -2px; border-radius: 4px; font-weight: 650; }
+.narrow { max-width: 560px; }
 pre {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px; overflow-x: auto;
   font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
@@ -123,11 +147,22 @@ svg .marked { paint-order: stroke; stroke: var(--card); stroke-width: 3px; strok
 .c3 { color: var(--c3); } .c4 { color: var(--c4); } .c5 { color: var(--c5); }
 .c6 { color: var(--c6); } .c7 { color: var(--c7); } .c8 { color: var(--c8); }
 img { display: block; width: 100%; height: auto; border-radius: 8px; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(248px, 1fr)); gap: 20px; }
-.pairs div { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
-.triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 22px; }
+.triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 22px; }
 .triples div { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 4px; }
-.queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(430px, 1fr)); gap: 18px; }
+.tile figcaption { margin-top: 3px; text-align: center; font-size: 12.5px; color: var(--faint); }
+.heads { display: grid; grid-template-columns: repeat(7, 1fr); gap: 4px; margin-bottom: 12px; }
+.map { image-rendering: pixelated; background: var(--grid); }
+.swatches { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 13px; margin-bottom: 14px; color: var(--soft); }
+.swatch i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
+.scenes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 500px), 1fr)); gap: 22px; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 6px; }
+.scene { position: relative; }
+.scene svg { position: absolute; inset: 0; height: 100%; overflow: hidden; border-radius: 8px; }
+.box { fill: none; stroke-width: 2; filter: drop-shadow(0 0 1px rgb(0 0 0 / .7)); }
+svg .plate { font-weight: 500; }
+svg .light { fill: #fff; }
+svg .dark { fill: #111; }
+.queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); gap: 18px; }
 .query {
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 14px 18px 18px; min-width: 0;
 }
@@ -150,19 +185,25 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; }
 .confusions h3 { margin-bottom: 12px; }
 .bars { display: grid; gap: 7px; }
 .bar {
-  display: grid; grid-template-columns: minmax(90px, 34%) 1fr 112px; gap: 12px; align-items: center; font-size: 14px;
+  display: grid; grid-template-columns: minmax(90px, 34%) 1fr 138px; gap: 12px; align-items: center; font-size: 14px;
 }
 .bar .label { text-align: right; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--soft); }
 .bar .value { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .bar .value small { margin-left: 6px; }
-.heat { background: var(--card); border-radius: 8px; outline: 1px solid var(--line); }
+.heat { max-width: 440px; background: var(--card); border-radius: 8px; outline: 1px solid var(--line); }
 .heat .right { fill: var(--right); } .heat .wrong { fill: var(--wrong); }
 footer { color: var(--faint); font-size: 13px; padding-top: 56px; }
 @media (max-width: 900px) { nav div { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none; } }
 @media (max-width: 560px) {
   h1 { font-size: 32px; }
   .queries { grid-template-columns: 1fr; }
-  .bar { grid-template-columns: 34% 1fr 96px; }
+  .bar { grid-template-columns: 30% 1fr 138px; gap: 8px; }
+  td:first-child, td.words { min-width: 84px; }
+  th.words, td.words { padding-left: 12px; }
+  .card-rows div { grid-template-columns: 1fr; gap: 0; }
+  .pair { grid-template-columns: 1fr; }
+  .heads { grid-template-columns: repeat(4, 1fr); }
+  main, nav div { padding-left: 16px; padding-right: 16px; }
 }
 @media print { nav { display: none; } .chart, .card, .query { break-inside: avoid; } }
 """

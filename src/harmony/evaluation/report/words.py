@@ -1,5 +1,7 @@
 """What the report says about losses, signs and metrics, each in a sentence."""
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -56,6 +58,24 @@ OTHER_SIGN = Words("", "Logged by the objective itself.")
 TASKS = {
     "zero_shot": "Zero-shot classification",
     "retrieval": "Retrieval",
+    "knn": "Nearest neighbours",
+    "linear": "Linear probe",
+    "fine_tune": "Fine-tuning",
+    "segmentation": "Semantic segmentation",
+    "detection": "Detection",
+}
+
+SAYS = {
+    "zero_shot": "Each image goes to the class whose name, put into prompts and read by the text tower, is most "
+    "similar to it. Nothing is trained.",
+    "retrieval": "Each caption with the five images most similar to it; its own image is outlined. Where that is not "
+    "among the five, it stands behind the dots.",
+    "knn": "Each image takes the class that the most similar training images vote for. Nothing is trained, so this is "
+    "what the features themselves hold.",
+    "linear": "One linear layer learns the classes from frozen features.",
+    "fine_tune": "The whole encoder is trained on the classes, from the weights that pre-training left.",
+    "segmentation": "Every pixel gets a class.",
+    "detection": "Boxes, and masks where the data have them, are drawn around things and named.",
 }
 
 HEADLINES = {
@@ -66,19 +86,62 @@ HEADLINES = {
         "text_to_image_recall@5",
         "image_to_text_recall@5",
     ),
+    "knn": ("top1@20", "top1@10", "top1@100", "top1@200", "top1@5", "top1@1", "top1"),
+    "linear": ("top1", "top5", "mean_per_class"),
+    "fine_tune": ("top1", "top5", "mean_per_class"),
+    "segmentation": ("miou", "mean_accuracy", "pixel_accuracy"),
+    "detection": ("box_ap", "mask_ap", "box_ap50", "mask_ap50"),
 }
 """The metrics shown as cards, the most important first."""
+
+BOTH = ("retrieval", "detection")
+"""Tasks with two metrics of equal rank, which both stand in the table of all tasks."""
+
+COUNTS = ("examples", "images", "captions", "unlabelled", "bad_examples", "classes")
+"""Metrics that are numbers of things, whatever their values."""
+
+CARD = {
+    "resolution": "resolution",
+    "split": "split",
+    "selection": "selection",
+    "optimiser": "optimiser",
+    "schedule": "schedule",
+    "differs": "differs from the papers",
+}
 
 _METRICS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean over classes",
+    "miou": "mean IoU",
+    "mean_accuracy": "mean class accuracy",
+    "pixel_accuracy": "pixel accuracy",
 }
+
+_AP = re.compile(r"(box|mask)_a([pr])_?(50|75|small|medium|large|s|m|l|\d+)?")
+_SIZES = {"s": "small things", "m": "medium things", "l": "large things"}
 
 
 def metric(name: str) -> str:
-    """A metric's name for people: text_to_image_recall@1 -> text to image, recall@1."""
+    """A metric's name for people: text_to_image_recall@1 -> text to image, recall@1; box_ap50 -> box AP50."""
     if name in _METRICS:
         return _METRICS[name]
+    if found := _AP.fullmatch(name):
+        kind, letter, rest = found[1], found[2].upper(), found[3] or ""
+        return f"{kind} A{letter}{rest}" if rest[:1].isdigit() or not rest else f"{kind} A{letter}, {_SIZES[rest[0]]}"
+    base, at, k = name.partition("@")
+    if at and base in _METRICS:
+        return f"{_METRICS[base]}, k = {k}"
     words = name.replace("text_to_image_", "text to image, ").replace("image_to_text_", "image to text, ")
     return words.replace("_", " ")
+
+
+def headlines(task: str, numbers: Mapping[str, float]) -> list[str]:
+    """Those of a task's headline metrics that it has, the most important first; all it has for an unknown task."""
+    named = [name for name in HEADLINES.get(task, ()) if name in numbers]
+    return named or [name for name in numbers if not name.startswith("chance_") and name not in COUNTS]
+
+
+def chance_of(name: str, numbers: Mapping[str, float]) -> float | None:
+    """The chance level of a metric: its own, or for a metric at some k the one that holds for every k."""
+    return numbers.get(f"chance_{name}", numbers.get(f"chance_{name.partition('@')[0]}"))
