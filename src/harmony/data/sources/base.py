@@ -59,7 +59,8 @@ class Example:
         image: the encoded file, or a picture for sources that make their own.
         captions: none, one or several.
         label: class index, for evaluation alone; a batch never carries it.
-        mask: class of every pixel, an encoded file or (H, W) uint8 or uint16, for evaluation alone.
+        mask: class of every pixel of the image as decoded, (H, W) uint8 or uint16, for evaluation alone; the source has
+            decoded it and checked that it holds nothing but classes and `mask_ignore`.
         objects: the things on the image, likewise.
     """
 
@@ -67,7 +68,7 @@ class Example:
     image: bytes | Image.Image
     captions: list[str] = field(default_factory=list)
     label: int | None = None
-    mask: bytes | NDArray[Any] | None = None
+    mask: NDArray[Any] | None = None
     objects: Objects | None = None
 
 
