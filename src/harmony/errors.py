@@ -18,6 +18,7 @@ def unknown(kind: str, name: str, known: Iterable[str], within: str = "") -> Use
     `within` is put before the names it prints ("optim." for the keys of the section optim).
     """
     names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    written = {one.lower(): one for one in names}
+    near = get_close_matches(name.lower(), written, n=1, cutoff=0.5)
+    hint = f"did you mean {within + written[near[0]]!r}?" if near else f"known: {', '.join(names) or 'none'}"
     return UserError(f"unknown {kind} {within + name!r}; {hint}")

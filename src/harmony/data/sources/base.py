@@ -1,7 +1,7 @@
 """What every source of examples offers, whatever it reads from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -169,6 +169,11 @@ class Source(ABC):
                     else f"only {only}; use data with captions"
                 )
             )
+
+
+def unknown_split(split: str, splits: Iterable[str], uri: str) -> UserError:
+    """An error for a split that is not among `splits`; there are few, so it lists all."""
+    return UserError(f"{uri} has no split {split!r}; choose one of {', '.join(sorted(splits)) or 'none'}")
 
 
 def words_of(value: Any) -> list[str]:

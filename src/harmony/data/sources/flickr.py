@@ -14,12 +14,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harmony.data.sources.base import Example, Source
+from harmony.data.sources.base import Example, Source, unknown_split
 from harmony.data.sources.flat import Strings
 from harmony.data.sources.flickr_files import Captioned, read_captions
 from harmony.data.sources.named_files import beside, open_files
 from harmony.data.sources.noted import Noted
-from harmony.errors import UserError, unknown
+from harmony.errors import UserError
 from harmony.validation import validated
 
 _USUAL = ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
@@ -89,7 +89,7 @@ class FlickrSource(Source):
             wanted = self.settings.split.split(",")
             for split in wanted:
                 if split not in splits:
-                    raise unknown(f"split of {self._path.name}", split, splits)
+                    raise unknown_split(split, splits, self.uri)
             images = [image for image in images if image.split in wanted]
         if self.settings.names is not None:
             images = self._named(images, noted)

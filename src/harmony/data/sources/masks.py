@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from harmony.data.decode import decoded_size
-from harmony.data.sources.base import BadExample, Example, Source, spread
+from harmony.data.sources.base import BadExample, Example, Source, spread, unknown_split
 from harmony.data.sources.classes import Classes
 from harmony.data.sources.flat import Strings
 from harmony.data.sources.mask_classes import ADE_CLASSES, found_classes, given_classes, numbered
@@ -24,7 +24,7 @@ from harmony.data.sources.named_files import open_files
 from harmony.data.sources.noted import Noted
 from harmony.data.sources.read_mask import Coding, read_mask
 from harmony.data.sources.shards import IMAGE_ENDINGS
-from harmony.errors import UserError, unknown
+from harmony.errors import UserError
 from harmony.validation import validated
 
 _MASK_ENDINGS = ("png", "tif", "tiff", "bmp", "gif")
@@ -124,7 +124,7 @@ class MaskSource(Source):
             return images, masks
         split = wanted if wanted in splits else _SPLITS.get(wanted, wanted)
         if split not in splits:
-            raise unknown(f"split of {self.uri}", wanted, splits)
+            raise unknown_split(wanted, splits, self.uri)
         chosen = [
             {key: number for key, number in keyed.items() if split in key.split("/")[:-1]} for keyed in (images, masks)
         ]

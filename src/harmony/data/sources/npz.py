@@ -8,6 +8,7 @@ classes are the array `class_names`, or lie beside the file.
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from harmony.data.sources.base import Example, Source
+from harmony.data.sources.base import Example, Source, unknown_split
 from harmony.data.sources.classes import find_classes
-from harmony.errors import UserError, unknown
+from harmony.errors import UserError
 from harmony.validation import validated
 
 
@@ -57,14 +58,15 @@ class NpzSource(Source):
 
     def _read(self) -> None:
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
-                if not isinstance(arrays, np.lib.npyio.NpzFile):
-                    raise UserError(f"{self.uri} is a single array; save images and labels with numpy.savez")
+            opened = np.load(self._path, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise UserError(f"{self.uri} is a single array; save images and labels with numpy.savez")
+            with opened as arrays:
                 prefix = self._prefix(list(arrays))
                 self._images = _images(arrays[f"{prefix}images"], f"{prefix}images of {self.uri}")
                 self._labels = self._checked_labels(arrays, f"{prefix}labels")
                 self.class_names = self._names(arrays)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{self.uri} cannot be read as npz ({reason}); save it again with numpy.savez") from error
 
@@ -72,7 +74,7 @@ class NpzSource(Source):
         splits = sorted(name.removesuffix("_images") for name in names if name.endswith("_images"))
         if self._split is not None:
             if self._split not in splits:
-                raise unknown(f"split of {self._path.name}", self._split, splits)
+                raise unknown_split(self._split, splits, self.uri)
             return f"{self._split}_"
         if "images" in names:
             return ""

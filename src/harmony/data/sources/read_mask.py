@@ -70,10 +70,16 @@ def read_mask(data: bytes, coding: Coding, key: str, name: str = "its mask") -> 
         raise BadExample(
             key, f"has a mask of colours ({opened.mode}), not of class indices: {name}; save it as grey or palette png"
         )
-    values = np.asarray(opened).astype(np.int64)
-    outside = (values < 0) | (values >= _VALUES)
-    classes = coding.table[np.where(outside, 0, values)]
-    wrong = outside | (classes == _NO_CLASS)
+    values = np.asarray(opened)
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    if values.dtype in (np.uint8, np.uint16):
+        classes = coding.table[values]
+        wrong = classes == _NO_CLASS
+    else:
+        outside = (values < 0) | (values >= _VALUES)
+        classes = coding.table[np.where(outside, 0, values)]
+        wrong = outside | (classes == _NO_CLASS)
     if wrong.any():
         raise BadExample(
             key, f"has the value {int(values[wrong][0])} in {name}, which stands for no class (allowed: {coding.said})"

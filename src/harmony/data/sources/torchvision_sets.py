@@ -81,6 +81,10 @@ class TorchvisionSource(Source):
         if self._set is None:
             try:
                 self._set = getattr(datasets, self._name)(**self._arguments)
+            except ImportError as error:
+                raise UserError(
+                    f"{self._name} is read with a package that is not installed ({error}); add it"
+                ) from error
             except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
                 raise self._not_there(error) from error
         return self._set
