@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,6 +17,9 @@ from harmony.errors import UserError
 
 _OUTSIDE = 1.0
 """Pixels that a box may reach beyond its image without being counted: rounding does as much."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ def things_of(
     area, and things written twice. Two things that merely share an id are both used: nothing here refers to the ids.
     """
     places = {int(number): place for place, number in enumerate(images.ids)}
-    row_of = np.cumsum(kept) - 1
-    rows: list[tuple[int, dict[str, Any], NDArray[np.float64]]] = []
+    row_of, keeps, sizes = (np.cumsum(kept) - 1).tolist(), kept.tolist(), images.sizes.tolist()
+    rows: list[tuple[int, dict[str, Any], Box]] = []
     seen: dict[Any, tuple[Any, ...]] = {}
     for number, thing in enumerate(content["annotations"]):
         name = f"annotation {thing.get('id', number)}"
@@ -149,12 +152,12 @@ def things_of(
             noted.add("annotations of images that are not listed (left out)", name)
         elif not _is_whole(category) or category not in labels:
             noted.add("annotations of categories that are not listed (left out)", name)
-        elif kept[place] and not _is_repeated(thing, seen, noted, name):
-            box = _box(thing.get("bbox"), images.sizes[place], noted, name)
+        elif keeps[place] and not _is_repeated(thing, seen, noted, name):
+            box = _box(thing.get("bbox"), sizes[place], noted, name)
             if box is not None:
                 rows.append((place, thing, box))
     rows.sort(key=lambda row: row[0])
-    outlines = Outlines((_outline(thing, images.sizes[place]) for place, thing, _ in rows), noted)
+    outlines = Outlines((_outline(thing, sizes[place]) for place, thing, _ in rows), noted)
     count = int(kept.sum())
     counts = np.bincount([row_of[place] for place, _, _ in rows], minlength=count) if rows else np.zeros(count)
     boxes = np.array([box for _, _, box in rows], dtype=np.float32).reshape(-1, 4)
@@ -192,7 +195,7 @@ def _is_repeated(thing: Mapping[str, Any], seen: dict[Any, tuple[Any, ...]], not
     number = thing.get("id")
     if not _is_whole(number):
         return False
-    same = (thing["image_id"], thing["category_id"], str(thing.get("bbox")))
+    same = (thing["image_id"], thing["category_id"], thing.get("bbox"))
     before = seen.setdefault(number, same)
     if before is same:
         return False
@@ -203,32 +206,32 @@ def _is_repeated(thing: Mapping[str, Any], seen: dict[Any, tuple[Any, ...]], not
     return False
 
 
-def _box(written: Any, size: NDArray[np.int32], noted: Noted, name: str) -> NDArray[np.float64] | None:
+def _box(written: Any, size: Sequence[int], noted: Noted, name: str) -> Box | None:
     """Left, top, right, bottom within the image; None, and counted, where nothing is left."""
     numbers = isinstance(written, list) and len(written) == 4 and all(isinstance(side, int | float) for side in written)
     if not numbers or not all(math.isfinite(side) for side in written):
         noted.add("boxes that are not four numbers (left out)", name)
         return None
-    left, top, width, height = written
+    left, top, width, height = (float(side) for side in written)
     if width <= 0 or height <= 0:
         noted.add("boxes without area (left out)", name)
         return None
-    whole = np.array([left, top, left + width, top + height])
-    limits = np.tile(size, 2) if size.all() else np.full(4, np.inf)
-    box = whole.clip(0, limits)
-    if (box[2:] <= box[:2]).any():
+    right, bottom = left + width, top + height
+    # Plain numbers: arrays of four would take most of the time that opening a large file takes.
+    box = (max(left, 0.0), max(top, 0.0), min(right, size[0] or math.inf), min(bottom, size[1] or math.inf))
+    if box[2] <= box[0] or box[3] <= box[1]:
         noted.add("boxes outside the image (left out)", name)
         return None
-    if np.abs(box - whole).max() > _OUTSIDE:
+    if max(-left, -top, right - box[2], bottom - box[3]) > _OUTSIDE:
         noted.add("boxes that reach beyond the image (clipped)", name)
     return box
 
 
-def _outline(thing: Mapping[str, Any], size: NDArray[np.int32]) -> tuple[Any, int, int, str]:
-    return thing.get("segmentation"), int(size[0]), int(size[1]), f"annotation {thing.get('id')}"
+def _outline(thing: Mapping[str, Any], size: Sequence[int]) -> tuple[Any, int, int, str]:
+    return thing.get("segmentation"), size[0], size[1], f"annotation {thing.get('id')}"
 
 
-def _area(thing: Mapping[str, Any], box: NDArray[np.float64]) -> float:
+def _area(thing: Mapping[str, Any], box: Box) -> float:
     """The area that the file gives, or else the box's."""
     area = thing.get("area")
     if isinstance(area, int | float) and math.isfinite(area) and area > 0:

@@ -4,7 +4,6 @@ Format: cocodataset.org, "Data format"; a polygon is [x1, y1, x2, y2, ...], a re
 with counts as a list or as compressed text. Both are drawn by faster-coco-eval.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,7 +89,8 @@ def _parsed(segmentation: Any, width: int, height: int) -> tuple[list[NDArray[np
     """The polygons, or the compressed run lengths, in what a file has; neither when it is neither."""
     if isinstance(segmentation, list):
         reach = _FAR * max(width, height)
-        return [np.array(one, dtype=np.float64) for one in segmentation if _is_polygon(one, reach)], b""
+        polygons = (_polygon(one, reach) for one in segmentation)
+        return [polygon for polygon in polygons if polygon is not None], b""
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         return [], b""
     counts = segmentation.get("counts")
@@ -107,8 +107,14 @@ def _parsed(segmentation: Any, width: int, height: int) -> tuple[list[NDArray[np
     return [], encoded
 
 
-def _is_polygon(one: Any, reach: float) -> bool:
-    """Whether it is at least three points near the image: anything else would crash or confuse what draws it."""
+def _polygon(one: Any, reach: float) -> NDArray[np.float64] | None:
+    """Coordinates of at least three points near the image; anything else would crash or confuse what draws it."""
     if not isinstance(one, list) or len(one) < 6 or len(one) % 2:
-        return False
-    return all(isinstance(value, int | float) and math.isfinite(value) and abs(value) <= reach for value in one)
+        return None
+    try:
+        numbers = np.array(one)
+    except ValueError:  # lists of several lengths
+        return None
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.abs(numbers).max() <= reach:  # nan is not either
+        return None
+    return numbers.astype(np.float64)
