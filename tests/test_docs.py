@@ -7,6 +7,11 @@ import pytest
 
 from harmony import recipe as recipes
 from harmony import recipe_files
+from harmony.data.sources import KINDS
+from harmony.data.sources.coco import CocoSettings
+from harmony.data.sources.flickr import FlickrSettings
+from harmony.data.sources.masks import MaskSettings
+from harmony.data.sources.npz import NpzSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,3 +39,12 @@ def test_every_quirk_in_the_method_is_an_option_that_the_recipe_takes():
     assert len(options) >= 12
     for option in options:
         recipes.load("harmony", ["data.train=scenes:", option])
+
+
+def test_every_kind_of_data_and_every_setting_of_it_is_described():
+    text = (ROOT / "docs" / "data.md").read_text()
+    for kind in KINDS:
+        assert f"| `{kind}:" in text, kind
+    for settings in (NpzSettings, CocoSettings, FlickrSettings, MaskSettings):
+        for name in settings.model_fields:
+            assert f"{name}=" in text or f"| `{name}` |" in text, name

@@ -53,7 +53,9 @@ Run = Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a run.", 
 Uri = Annotated[
     str,
     typer.Argument(
-        metavar="URI", help="Data by kind and place: shards:, table:, folder: or scenes:.", show_default=False
+        metavar="URI",
+        help="Data by kind and place: shards:, table:, folder:, npz:, torchvision:, coco:, flickr:, masks:, scenes:.",
+        show_default=False,
     ),
 ]
 

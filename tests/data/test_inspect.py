@@ -1,6 +1,7 @@
 """What `harmony data inspect` and `harmony data index` find and say."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,54 @@ def test_scenes_can_be_looked_at() -> None:
     assert (found.examples, len(found.widths), found.bad) == (5, 5, [])
     assert found.file_sizes == []
     assert sum(found.labels.values()) == 5
+
+
+def test_classes_of_pixels_are_counted_with_those_of_none(tmp_path: Path) -> None:
+    write_images(tmp_path, ["images/a.png", "images/b.png"])
+    for name, ignored in (("a", 0), ("b", 255)):
+        mask = Image.new("L", (40, 32), 1)
+        mask.paste(ignored, (0, 0, 40, 16))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        mask.save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "classes.json").write_text('["sky", "road", "car"]')
+    found = inspect.inspect(f"masks:{tmp_path}")
+    assert found.mask_pixels == {"sky": 640, "road": 1280, "car": 0, "no class": 640}
+    text = " ".join(printed(f"masks:{tmp_path}").split())
+    assert "mask classes 3, 2 seen; pixels: sky 25.0 %, road 50.0 %, car 0.0 %, no class 25.0 %" in text
+
+
+def test_of_many_classes_of_pixels_some_are_named_and_none_is_last(tmp_path: Path) -> None:
+    write_images(tmp_path, ["images/a.png"])
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (40, 32), 255).save(tmp_path / "masks" / "a.png")
+    text = " ".join(printed(f"masks:{tmp_path}?classes=90").split())
+    assert "90, 0 seen; pixels: class 0 0.0 %" in text
+    assert "class 19 0.0 %, no class 100.0 %, ..." in text
+
+
+def test_things_are_counted_by_class(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    things = [
+        {"id": i, "image_id": 1, "category_id": kind, "bbox": [1, 1, 5, 5], "iscrowd": kind == 2}
+        for i, kind in enumerate((1, 1, 2, 9))
+    ]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{name}.png", "width": 40, "height": 32} for i, name in ((1, "a"), (2, "b"))
+        ],
+        "annotations": things,
+        "categories": [{"id": i, "name": name} for i, name in ((1, "cat"), (2, "dog"), (3, "owl"))],
+    }
+    (tmp_path / "i.json").write_text(json.dumps(content))
+    found = inspect.inspect(f"coco:{tmp_path}/i.json")
+    assert (found.things, found.things_each, found.crowds) == ({"cat": 2, "dog": 1}, [3, 0], 1)
+    text = " ".join(printed(f"coco:{tmp_path}/i.json").split())
+    assert "things 3 (boxes alone); 0 to 3, median 0 an image; 1 crowds" in text
+    assert "thing classes 2: cat 2, dog 1" in text
+    assert "problem annotations of categories that are not listed (left out): 1, as annotation 3" in text
+
+
+def test_the_things_of_scenes_have_masks() -> None:
+    found = inspect.inspect("scenes:val?count=4&size=32&things=shape")
+    assert sum(found.things.values()) == sum(found.things_each) >= 4
+    assert found.object_masks and sum(found.mask_pixels.values()) == 4 * 32 * 32

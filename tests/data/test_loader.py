@@ -11,6 +11,7 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data_files import pairs, png, write_pairs, write_tar
@@ -28,6 +29,7 @@ from harmony.data.masks import BlockMasks, RandomPatches, RandomWords
 from harmony.data.photometric import PhotometricConfig, augment
 from harmony.data.settings import DataConfig
 from harmony.data.sources import Example, Source, open_source
+from harmony.data.sources.base import Objects
 from harmony.data.views import ViewConfig, cut_views
 from harmony.errors import UserError
 from harmony.schedules import Clock, Schedule
@@ -348,7 +350,11 @@ class Labelled(Source):
         return len(self._source)
 
     def __getitem__(self, i: int) -> Example:
-        return replace(self._source[i], label=987_654_321 + i, extra={"boxes": torch.full((2, 4), 987.0)})
+        numbers = np.full(2, 987)
+        boxes, areas = np.full((2, 4), 987, dtype=np.float32), numbers.astype(np.float32)
+        objects = Objects(boxes, numbers.astype(np.int64), numbers > 0, areas, image_id=987)
+        mask = np.full((32, 32), 987, dtype=np.uint16)
+        return replace(self._source[i], label=987_654_321 + i, mask=mask, objects=objects)
 
     def key(self, i: int) -> str:
         return self._source.key(i)

@@ -1,9 +1,13 @@
 """URIs: the kind of source, its place, its settings."""
 
+import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_files import write_images, write_pairs, write_texts
+from PIL import Image
 
 from harmony.data.settings import DataConfig
 from harmony.data.sources import KINDS, SourceOptions, open_source, parse_uri
@@ -34,6 +38,8 @@ def test_uris_are_taken_apart(uri: str, parts: tuple[str, str, dict[str, str]]) 
         ("data/train.tar", "does not say what kind of data it is; write shards:data/train.tar"),
         ("pairs.csv", "write table:pairs.csv"),
         ("pictures", "write folder:pictures"),
+        ("a/instances.json", "write coco:a/instances.json"),
+        ("a.npz", "write npz:a.npz"),
         ("", "does not say what kind"),
         ("folder:/nowhere/at/all", "/nowhere/at/all is not there"),
         ("table:/nowhere/a.csv", "/nowhere/a.csv is not there"),
@@ -62,21 +68,44 @@ def test_an_unknown_setting_suggests_the_nearest(tmp_path: Path) -> None:
 
 
 def test_every_kind_can_be_opened(tmp_path: Path) -> None:
-    write_images(tmp_path, ["a.png"])
-    write_texts(tmp_path, {"a.txt": "a picture", "t.csv": "image,caption\na.png,a picture\n"})
-    uris = {
+    write_images(tmp_path, ["a.png", "classed/x/a.png", "images/a.png", "masks/a.png"])
+    Image.new("L", (40, 32)).save(tmp_path / "masks" / "a.png")
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 4, 4, 3), dtype=np.uint8))
+    coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "a picture"}]}
+    write_texts(
+        tmp_path,
+        {
+            "a.txt": "a picture",
+            "t.csv": "image,caption\na.png,a picture\n",
+            "c.json": json.dumps(coco),
+            "f.token": "a.png#0\ta picture\n",
+        },
+    )
+    with_captions = {
         "shards": write_pairs(tmp_path / "shards", 1),
         "table": f"table:{tmp_path}/t.csv",
         "folder": f"folder:{tmp_path}?image_key=png",
+        "coco": f"coco:{tmp_path}/c.json",
+        "flickr": f"flickr:{tmp_path}/f.token?images={tmp_path}",
         "scenes": "scenes:?count=1",
     }
-    assert set(uris) == set(KINDS)
-    for uri in uris.values():
+    without = {
+        "npz": f"npz:{tmp_path}/a.npz",
+        "torchvision": f"torchvision:ImageFolder?root={tmp_path}/classed",
+        "masks": f"masks:{tmp_path}?classes=2",
+    }
+    assert {*with_captions, *without} == set(KINDS)
+    for kind, uri in (with_captions | without).items():
         source = open_source(uri)
         assert source.uri == uri
-        assert len(source) == 1
+        assert len(source) == (4 if kind == "folder" else 1)
         assert source[0].key == source.key(0)
-        source.require_captions()
+        assert pickle.loads(pickle.dumps(source))[0].key == source.key(0)
+        if kind in with_captions:
+            source.require_captions()
+        else:
+            with pytest.raises(UserError, match=r"no example of .* has a caption"):
+                source.require_captions()
 
 
 def test_captions_come_from_texts_and_lists_of_texts_only() -> None:

@@ -26,6 +26,7 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def decode(image: bytes | Image.Image, max_pixels: int = MAX_PIXELS, key: str = "an image") -> Tensor:
@@ -124,3 +125,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ValueError("its pixels are 32-bit numbers of unknown range")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def decoded_size(image: bytes | Image.Image) -> tuple[int, int] | None:
+    """Width and height that `decode` gives an image, from its header alone; None when it is no image."""
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(BytesIO(image))
+        turned = opened.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+    except MemoryError:
+        raise
+    except Exception:  # whatever is wrong with it, decoding tells
+        return None
+    width, height = opened.size
+    return (height, width) if turned else (width, height)

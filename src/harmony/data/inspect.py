@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -26,7 +28,12 @@ from harmony.data.workers import cores
 LOOKED_AT = 1000
 """Examples read and decoded unless told otherwise, spread evenly over the data."""
 
+NO_CLASS = "no class"
+"""What pixels that a mask leaves out are called."""
+
 _PICTURES = 24
+_SHOWN = 20
+"""Classes that are named; of masks, all are counted."""
 
 
 @dataclass
@@ -41,6 +48,11 @@ class Inspection:
         captions_each: number of captions of each one that could be read, whether its image is good or not.
         words, tokens: lengths of their captions; tokens include begin and end and are not cut.
         labels: class (or its index, when its name is not known) -> count.
+        mask_pixels: class of pixels -> count, over all masks; `NO_CLASS` for those without.
+        things: class of things -> count, crowds among them.
+        things_each: number of things on each image, for sources that have things.
+        crowds: how many of the things are crowds.
+        object_masks: whether things have masks.
         has_captions: whether some example has a caption, read or not.
         fields: where captions might be, as the source saw it.
         bad: (key, reason) of those that cannot be used.
@@ -58,6 +70,11 @@ class Inspection:
     words: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    mask_pixels: dict[str, int] = field(default_factory=dict)
+    things: dict[str, int] = field(default_factory=dict)
+    things_each: list[int] = field(default_factory=list)
+    crowds: int = 0
+    object_masks: bool = False
     has_captions: bool = False
     fields: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -74,6 +91,9 @@ class _Look:
     bytes: int | None = None
     captions: Sequence[str] | None = None
     label: int | None = None
+    mask: NDArray[np.int64] | None = None  # pixels of each value
+    things: NDArray[np.int64] | None = None
+    crowds: int = 0
     bad: str | None = None
     small: Tensor | None = None
 
@@ -113,12 +133,42 @@ def inspect(
         words=[len(caption.split()) for caption in captions],
         tokens=Tokenizer().lengths(captions),
         labels={names.get(one, str(one)): count for one, count in sorted(labels.items())},
+        mask_pixels=_mask_pixels(source, [look.mask for look in good if look.mask is not None]),
+        things=_things(source, [look.things for look in good if look.things is not None]),
+        things_each=[len(look.things) for look in good if look.things is not None],
+        crowds=sum(look.crowds for look in good),
+        object_masks=source.has_object_masks,
         has_captions=bool(captions) or source.has_captions(),
         fields=source.caption_fields(),
         bad=[(_printable(look.key), look.bad) for look in looks if look.bad is not None],
         problems=[_printable(problem) for problem in source.problems()],
         pictures=[_picture(look.small, look, names) for look in good if look.small is not None],
     )
+
+
+def _mask_pixels(source: Source, masks: Sequence[NDArray[np.int64]]) -> dict[str, int]:
+    """Pixels of each class of a source, those of no class last; nothing where there are no masks."""
+    if not masks or source.mask_names is None:
+        return {}
+    pixels = np.zeros(max(source.mask_ignore + 1, *(len(counts) for counts in masks)), dtype=np.int64)
+    for counts in masks:
+        pixels[: len(counts)] += counts
+    return {**_named(source.mask_names, pixels), NO_CLASS: int(pixels[source.mask_ignore])}
+
+
+def _things(source: Source, labels: Sequence[NDArray[np.int64]]) -> dict[str, int]:
+    """Things of each class that has some."""
+    names = source.object_names or []
+    counts = np.bincount(np.concatenate(labels), minlength=len(names)) if labels else np.zeros(0, dtype=np.int64)
+    return {name: count for name, count in _named(names, counts).items() if count}
+
+
+def _named(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, int]:
+    """Counts by name; classes of one name are counted together."""
+    named: dict[str, int] = {}
+    for name, count in zip(names, counts.tolist(), strict=False):
+        named[name] = named.get(name, 0) + count
+    return named
 
 
 def _picture(small: Tensor, look: _Look, names: Mapping[int, str]) -> Picture:
@@ -147,6 +197,9 @@ def _look(source: Source, i: int, max_pixels: int, shown: bool) -> _Look:
         bytes=len(example.image) if isinstance(example.image, bytes) else None,
         captions=example.captions,
         label=example.label,
+        mask=None if example.mask is None else np.bincount(example.mask.ravel()),
+        things=None if example.objects is None else example.objects.labels,
+        crowds=0 if example.objects is None else int(example.objects.crowd.sum()),
         small=thumbnail(pixels) if shown else None,
     )
 
@@ -207,9 +260,28 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     else:
         facts.append(("captions", f"none; seen: {', '.join(found.fields) or 'only images'}"))
     if found.labels:
-        classes = ", ".join(f"{name} {count:,}" for name, count in list(found.labels.items())[:20])
-        facts.append(("classes", f"{len(found.labels)}: {classes}{', ...' if len(found.labels) > 20 else ''}"))
+        facts.append(("classes", f"{len(found.labels)}: {_shown(found.labels, '{:,}')}"))
+    if found.mask_pixels:
+        total = sum(found.mask_pixels.values())
+        shares = {name: 100 * count / total for name, count in found.mask_pixels.items()}
+        seen = sum(count > 0 for name, count in found.mask_pixels.items() if name != NO_CLASS)
+        facts.append(
+            ("mask classes", f"{len(shares) - 1}, {seen} seen; pixels: {_shown(shares, '{:.1f} %', NO_CLASS)}")
+        )
+    if found.things_each:
+        masks = "with masks" if found.object_masks else "boxes alone"
+        total = sum(found.things_each)
+        facts.append(("things", f"{total:,} ({masks}); {_range(found.things_each)} an image; {found.crowds:,} crowds"))
+        facts.append(("thing classes", f"{len(found.things)}: {_shown(found.things, '{:,}')}"))
     return facts
+
+
+def _shown(values: Mapping[str, float], form: str, always: str = "") -> str:
+    """Names with their values, the first of them and the one that is always shown."""
+    kept = [name for name in values if name != always][:_SHOWN] + [name for name in values if name == always]
+    return ", ".join(f"{name} {form.format(values[name])}" for name in kept) + (
+        ", ..." if len(kept) < len(values) else ""
+    )
 
 
 def _range(values: Sequence[int], unit: str = "") -> str:

@@ -13,7 +13,9 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: Annotated[str, Field(description="URI of the data to train on: shards:, table:, folder: or scenes:")] = "???"
+    train: Annotated[str, Field(description="URI of the data to train on: shards:, table:, folder:, scenes:, ...")] = (
+        "???"
+    )
     val: Annotated[str | None, Field(description="URI of the data to evaluate on after training")] = None
     batch_size: Annotated[
         int, Field(ge=1, description="examples an optimiser step, over all ranks and accumulated parts together")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harmony.errors import UserError
+from harmony.evaluation.class_names import names_for
 from harmony.evaluation.classification import accuracy, class_details
 from harmony.evaluation.features import Features
 from harmony.evaluation.ranking import best_ranks
@@ -25,17 +26,23 @@ def missing(setup: Setup) -> str | None:
     """Why this data or encoder has no zero-shot classification; None when it has."""
     if not setup.encoder.reads_text:
         return "zero_shot needs a text tower, and this model was trained on images alone"
-    if not setup.data.class_names:
-        return f"zero_shot needs class names, and {setup.data.uri} has none; give it labelled data or use retrieval"
+    if not setup.data.has_labels():
+        return f"zero_shot needs labels, and {setup.data.uri} has none; give it labelled data or use retrieval"
+    if not names_for(setup.data, setup.config.zero_shot.classes):
+        return (
+            f"zero_shot needs class names, and {setup.data.uri} has none; name them with --set classes=FILE "
+            "(or imagenet), or use retrieval"
+        )
     return None
 
 
 def card(setup: Setup) -> Card:
     """The protocol."""
-    templates = load_templates(setup.config.zero_shot.templates)
+    templates, classes = load_templates(setup.config.zero_shot.templates), setup.config.zero_shot.classes
     return Card(
         resolution=f"{setup.size} px, the central square of the image",
-        split=f"nothing is learned; measured on every labelled example of {setup.data.uri}",
+        split=f"nothing is learned; measured on every labelled example of {setup.data.uri}"
+        + (f", its classes named by {classes}" if classes else ""),
         selection="none",
         optimiser="none",
         schedule=f"{len(templates)} prompt templates a class ({setup.config.zero_shot.templates}), embeddings averaged",
@@ -50,7 +57,7 @@ def run(setup: Setup) -> Outcome:
         UserError: the class names repeat, do not fit the labels, or no example has a label.
     """
     features = setup.features(setup.data)
-    names = list(setup.data.class_names or [])
+    names = names_for(setup.data, setup.config.zero_shot.classes)
     _check_names(names)
     templates = load_templates(setup.config.zero_shot.templates)
     images = features.images()

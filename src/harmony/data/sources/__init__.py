@@ -1,4 +1,4 @@
-"""Where examples come from, named by a URI: `shards:`, `table:`, `folder:` and `scenes:`."""
+"""Where examples come from, named by a URI: `shards:`, `table:`, `folder:`, `coco:` and the other KINDS."""
 
 import re
 from collections.abc import Callable
@@ -32,7 +32,8 @@ def parse_uri(uri: str) -> tuple[str, str, dict[str, str]]:
 
 def _guess(uri: str) -> str:
     ending = uri.rpartition(".")[2].lower()
-    kind = {"tar": "shards", "csv": "table", "tsv": "table", "jsonl": "table", "parquet": "table"}.get(ending, "folder")
+    tables = dict.fromkeys(("csv", "tsv", "jsonl", "parquet"), "table")
+    kind = {"tar": "shards", "npz": "npz", "json": "coco", "token": "flickr", **tables}.get(ending, "folder")
     return f"{kind}:{uri}"
 
 
@@ -40,8 +41,8 @@ def open_source(uri: str, options: SourceOptions | None = None) -> Source:
     """Open the examples that `uri` names.
 
     Args:
-        uri: `shards:train-{00000..00011}.tar`, `table:pairs.csv`, `folder:path` or `scenes:`, with settings behind a
-            question mark if need be (the fields of SourceOptions; for scenes, its own).
+        uri: `shards:train-{00000..00011}.tar`, `table:pairs.csv`, `folder:path`, ..., with settings behind a question
+            mark if need be: the fields of SourceOptions for these three, the kind's own for others.
         options: settings that hold where the URI says nothing.
 
     Raises:
@@ -69,6 +70,36 @@ def _folder(place: str, query: dict[str, str], options: SourceOptions, uri: str)
     return FolderSource(place, options.overridden(query), uri)
 
 
+def _npz(place: str, query: dict[str, str], options: SourceOptions, uri: str) -> Source:
+    from harmony.data.sources.npz import NpzSource
+
+    return NpzSource(place, query, uri)
+
+
+def _torchvision(place: str, query: dict[str, str], options: SourceOptions, uri: str) -> Source:
+    from harmony.data.sources.torchvision_sets import TorchvisionSource
+
+    return TorchvisionSource(place, query, uri)
+
+
+def _coco(place: str, query: dict[str, str], options: SourceOptions, uri: str) -> Source:
+    from harmony.data.sources.coco import CocoSource
+
+    return CocoSource(place, query, uri)
+
+
+def _flickr(place: str, query: dict[str, str], options: SourceOptions, uri: str) -> Source:
+    from harmony.data.sources.flickr import FlickrSource
+
+    return FlickrSource(place, query, uri)
+
+
+def _masks(place: str, query: dict[str, str], options: SourceOptions, uri: str) -> Source:
+    from harmony.data.sources.masks import MaskSource
+
+    return MaskSource(place, query, uri)
+
+
 def _scenes(place: str, query: dict[str, str], options: SourceOptions, uri: str) -> Source:
     from harmony.data.sources.scenes import ScenesSource
 
@@ -79,6 +110,11 @@ KINDS: dict[str, Callable[[str, dict[str, str], SourceOptions, str], Source]] = 
     "shards": _shards,
     "table": _table,
     "folder": _folder,
+    "npz": _npz,
+    "torchvision": _torchvision,
+    "coco": _coco,
+    "flickr": _flickr,
+    "masks": _masks,
     "scenes": _scenes,
 }
 """How each kind of source is opened, from (place, query, options, uri)."""

@@ -62,7 +62,8 @@ class Example:
         image: the encoded file, or a picture for sources that make their own.
         captions: none, one or several.
         label: class index, for evaluation alone; a batch never carries it.
-        mask: class of every pixel, an encoded file or (H, W) uint8 or uint16, for evaluation alone.
+        mask: class of every pixel of the image as decoded, (H, W) uint8 or uint16, for evaluation alone; the source has
+            decoded it and checked that it holds nothing but classes and `mask_ignore`.
         objects: the things on the image, likewise.
     """
 
@@ -70,7 +71,7 @@ class Example:
     image: bytes | Image.Image
     captions: list[str] = field(default_factory=list)
     label: int | None = None
-    mask: bytes | NDArray[Any] | None = None
+    mask: NDArray[Any] | None = None
     objects: Objects | None = None
 
 
@@ -192,6 +193,11 @@ def stamp_of(paths: Iterable[Path], *options: object) -> str:
             found = "missing"
         digest.update(os.fsencode(path) + f" {found}\n".encode())
     return digest.hexdigest()
+
+
+def unknown_split(split: str, splits: Iterable[str], uri: str) -> UserError:
+    """An error for a split that is not among `splits`; there are few, so it lists all."""
+    return UserError(f"{uri} has no split {split!r}; choose one of {', '.join(sorted(splits)) or 'none'}")
 
 
 def words_of(value: Any) -> list[str]:

@@ -63,7 +63,7 @@ class FolderSource(Source):
         metadata: set[str] = set()
         twice = []
         self._endings = set()
-        for name in _walk(self._folder):
+        for name in walk(self._folder):
             key, dot, ending = name.rpartition(".")
             self._endings.add(f"{dot}{ending}" if dot else "(none)")
             if ending.lower() in self._wanted():
@@ -184,7 +184,7 @@ class FolderSource(Source):
         return list(self._problems)
 
 
-def _walk(top: Path) -> Iterator[str]:
+def walk(top: Path) -> Iterator[str]:
     """Names of all files under `top`, relative to it, sorted within each folder; hidden ones are left out."""
     entered: set[tuple[int, int]] = set()  # links may lead round in a circle
     for folder, inner, files in os.walk(top, followlinks=True):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, stamp_of, words_of
-from harmony.data.sources.classes import find_classes, label_of
+from harmony.data.sources.classes import find_class_list, label_of
 from harmony.data.sources.flat import OpenFiles, Strings
 from harmony.data.sources.index_cache import tar_index
 from harmony.data.sources.places import find_files
@@ -66,9 +66,10 @@ class ShardSource(Source):
         self._endings = sorted({ending for index in indices for ending in index.endings})
         self._problems = [problem for index in indices for problem in index.problems]
         self._join(indices)
-        self._names = find_classes(paths[0].parent)
+        listed = find_class_list(paths[0].parent)
+        self._written = listed.written if listed else None
         if self.has_labels():
-            self.class_names = self._names or self._classes_seen()
+            self.class_names = listed.names if listed else self._classes_seen()
 
     def _join(self, indices: Sequence[TarIndex]) -> None:
         """Flat columns over all shards: (N,) places of the image, and (3, N) of text, json and class."""
@@ -185,7 +186,9 @@ class ShardSource(Source):
 
     def _label(self, i: int, key: str) -> int | None:
         written = self._part(i, key, _CLASS)
-        return None if written is None else label_of(written.decode("utf-8", "replace"), self.class_names, key)
+        if written is None:
+            return None
+        return label_of(written.decode("utf-8", "replace"), self.class_names, key, self._written)
 
     def _classes_seen(self) -> list[str] | None:
         """The names in the class files, sorted, when they hold names and not numbers."""

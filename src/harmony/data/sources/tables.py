@@ -17,7 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, stamp_of, words_of
-from harmony.data.sources.classes import find_classes, label_of
+from harmony.data.sources.classes import find_class_list, label_of
 from harmony.data.sources.places import find_files
 from harmony.data.sources.table_files import SUFFIXES, column_names, read_columns
 from harmony.data.sources.unpacked import EmbeddedImages, is_embedded
@@ -63,7 +63,9 @@ class TableSource(Source):
         wanted = [name for name in (None if self._embedded else image, self._caption, label) if name]
         table = self._read(list(dict.fromkeys(wanted)))
         self._captions = _flat(table.column(self._caption)) if self._caption else None
-        self._labels, self.class_names = _labels(table, label, find_classes(self._paths[0].parent))
+        listed = find_class_list(self._paths[0].parent)
+        self._written = listed.written if listed else None
+        self._labels, self.class_names = _labels(table, label, listed.names if listed else None)
         self._group(None if self._embedded else texts(table.column(image)))
         if not len(self):
             raise UserError(f"{self.uri} has no rows with an image; check the table")
@@ -177,7 +179,7 @@ class TableSource(Source):
         if self._labels is None:
             return None
         written = self._labels[row].as_py()
-        return label_of(written, self.class_names, key) if written else None
+        return label_of(written, self.class_names, key, self._written) if written else None
 
     def has_captions(self) -> bool:
         return self._captions is not None and any(words_of(value.as_py()) for value in self._captions)

@@ -49,17 +49,7 @@ def _mask_of(example: Example) -> NDArray[np.integer[Any]]:
     """(H, W) integers as they are stored."""
     if example.mask is None:
         raise BadExample(example.key, "has no mask")
-    values: NDArray[Any]
-    if isinstance(example.mask, bytes):
-        try:
-            with Image.open(BytesIO(example.mask)) as opened:
-                values = np.array(opened)  # of a palette image the indices, not the colours
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise BadExample(example.key, f"has a mask that cannot be read ({error})") from error
-    else:
-        values = np.asarray(example.mask)
+    values = np.asarray(example.mask)
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise BadExample(example.key, "has a mask in colour or fractions; it must hold one class index a pixel")
     return values
