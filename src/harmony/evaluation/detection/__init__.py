@@ -99,8 +99,8 @@ def run(setup: Setup) -> Outcome:
     )
     _tell(bad, len(positions), setup.data)
     names = list(setup.data.object_names or ())
-    boxes = evaluate(pages, names, masks=False, detections=config.detections)
-    masks = evaluate(pages, names, masks=True, detections=config.detections) if detector.masks is not None else None
+    boxes = evaluate(pages, names, masks=False)
+    masks = evaluate(pages, names, masks=True) if detector.masks is not None else None
     metrics = {f"box_{name}": value for name, value in boxes.numbers.items()}
     metrics |= {f"mask_{name}": value for name, value in masks.numbers.items()} if masks is not None else {}
     metrics |= {

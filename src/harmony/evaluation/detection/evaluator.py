@@ -52,17 +52,15 @@ def decoded(runs: dict[str, Any]) -> NDArray[np.uint8]:
     return mask
 
 
-def evaluate(pages: list[Page], names: list[str], masks: bool, detections: int = 100) -> Precision:
+def evaluate(pages: list[Page], names: list[str], masks: bool) -> Precision:
     """Average precision of boxes, or of masks.
 
     Args:
         pages: all images.
         names: of the classes.
         masks: whether masks are compared, or boxes.
-        detections: the best things found on an image that count.
     """
     evaluator = COCOeval_faster(*_as_coco(pages, names, masks), "segm" if masks else "bbox", print_function=_silent)
-    evaluator.params.maxDets = [1, 10, detections]
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()

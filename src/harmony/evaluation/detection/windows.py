@@ -51,6 +51,7 @@ class WindowedViT(nn.Module):
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pixels))))
         for place, block in enumerate(model.blocks):
+            assert isinstance(block, Block)
             whole = self.window is None or place in self.whole
             x = x + block.drop_path1(block.ls1(self._attend(block, block.norm1(x), grid, whole)))
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
