@@ -27,7 +27,13 @@ def disc(box, height=120, width=160):
 def thing(label, box, crowd=0, **more):
     mask = disc(box)
     runs = encoded(mask)
-    return {"category_id": label, "bbox": list(box), "area": float(mask.sum()), "iscrowd": crowd, "segmentation": runs} | more
+    return {
+        "category_id": label,
+        "bbox": list(box),
+        "area": float(mask.sum()),
+        "iscrowd": crowd,
+        "segmentation": runs,
+    } | more
 
 
 def found(label, box, score):
@@ -53,7 +59,9 @@ def random_pages(seed, count=12):
 
     pages = []
     for position in range(0, 3 * count, 3):
-        truth = [thing(int(random.integers(2)), box(), int(random.random() < 0.15)) for _ in range(random.integers(0, 6))]
+        truth = [
+            thing(int(random.integers(2)), box(), int(random.random() < 0.15)) for _ in range(random.integers(0, 6))
+        ]
         finds = [found(int(random.integers(3)), box(), float(random.random())) for _ in range(random.integers(0, 5))]
         for real in truth:  # some near, some doubled, a few in another class
             for _ in range(int(random.integers(0, 3))):

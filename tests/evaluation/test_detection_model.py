@@ -178,7 +178,9 @@ def test_a_cascade_refines_boxes_and_averages_scores():
     moves = [[5.0, 0, 0, 0], [0, 5.0, 0, 0], [0, 0, 15 * float(np.log(2)), 0]]
     shares = [[0.1, 0.6, 0.3], [0.2, 0.7, 0.1], [0.3, 0.5, 0.2]]
     heads.heads = nn.ModuleList(Always(*both) for both in zip(shares, moves, strict=True))
-    found = heads.detect([torch.zeros(1, 8, s, s) for s in (32, 16, 8, 4)], [torch.tensor([[8.0, 8, 24, 24]])], [(64, 64)])
+    found = heads.detect(
+        [torch.zeros(1, 8, s, s) for s in (32, 16, 8, 4)], [torch.tensor([[8.0, 8, 24, 24]])], [(64, 64)]
+    )
     torch.testing.assert_close(found[0]["scores"], torch.tensor([0.6, 0.2]))
     assert found[0]["labels"].tolist() == [1, 2]
     torch.testing.assert_close(found[0]["boxes"], torch.tensor([[8.0, 12, 40, 28]] * 2))
@@ -187,7 +189,9 @@ def test_a_cascade_refines_boxes_and_averages_scores():
 def test_stages_of_a_cascade_ask_for_more_overlap_each():
     heads = BoxHeads("cascade", 8, 1, strides(8)[:-1], 16, 0.05, 100)
     thing, region = torch.tensor([[0.0, 0, 20, 20]]), torch.tensor([[0.0, 0, 20, 31]])  # an IoU of 0.645
-    labels = [rules.assign_targets_to_proposals([region], [thing], [torch.tensor([1])])[1][0].item() for rules in heads.rules]
+    labels = [
+        rules.assign_targets_to_proposals([region], [thing], [torch.tensor([1])])[1][0].item() for rules in heads.rules
+    ]
     assert labels == [1, 1, 0]
     assert [stage.iou for stage in STAGES["cascade"]] == [0.5, 0.6, 0.7]
 

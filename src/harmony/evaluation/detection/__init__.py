@@ -125,7 +125,10 @@ def build(setup: Setup) -> Detector:
 
 
 def groups(detector: Detector, config: DetectionConfig) -> list[Group]:
-    """The encoder's parameters by block, each with a smaller learning rate than the next; then all others."""
+    """The encoder's parameters by block, each with a smaller learning rate than the next; then all others.
+
+    timm counts from the last block as if it had no decay; here the heads come after it, as in ViTDet.
+    """
     model: VisionTransformer = detector.trunk.model
     by_layer = param_groups_layer_decay(
         model,
@@ -136,7 +139,10 @@ def groups(detector: Detector, config: DetectionConfig) -> list[Group]:
     own = {id(parameter) for parameter in model.parameters()}
     new = [parameter for parameter in detector.parameters() if id(parameter) not in own]
     return [
-        *(Group(group["params"], group["lr_scale"], group["weight_decay"] > 0) for group in by_layer),
+        *(
+            Group(group["params"], group["lr_scale"] * config.layer_decay, group["weight_decay"] > 0)
+            for group in by_layer
+        ),
         Group([parameter for parameter in new if parameter.ndim > 1]),
         Group([parameter for parameter in new if parameter.ndim <= 1], decays=False),
     ]

@@ -72,9 +72,10 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> NDArray[np.uint
     """
     left, top, right, bottom = box.tolist()
     whole: NDArray[np.uint8] = np.zeros((height, width), dtype=np.uint8, order="F")
-    x0, y0 = max(0, math.floor(left)), max(0, math.floor(top))
-    x1, y1 = min(width, math.ceil(right)), min(height, math.ceil(bottom))
-    if x1 <= x0 or y1 <= y0 or right <= left or bottom <= top:
+    # The pixels whose centres lie in the box.
+    x0, y0 = (max(0, math.ceil(side - 0.5)) for side in (left, top))
+    x1, y1 = min(width, math.ceil(right - 0.5)), min(height, math.ceil(bottom - 0.5))
+    if x1 <= x0 or y1 <= y0:
         return whole
     x = (torch.arange(x0, x1) + 0.5 - left) / (right - left) * 2 - 1
     y = (torch.arange(y0, y1) + 0.5 - top) / (bottom - top) * 2 - 1
