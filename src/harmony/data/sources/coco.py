@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harmony.data.decode import decoded_size
 from harmony.data.sources import coco_file
-from harmony.data.sources.base import BadExample, Example, Objects, Source
+from harmony.data.sources.base import BadExample, Example, Objects, Source, stamp_of
 from harmony.data.sources.coco_outlines import drawn
 from harmony.data.sources.named_files import beside, open_files
 from harmony.data.sources.noted import Noted
@@ -165,6 +165,9 @@ class CocoSource(Source):
         things = 0 if self._things is None else len(self._things.labels)
         captions = 0 if self._captions is None else len(self._captions[0])
         return f"coco {self._path.name} {len(self)} {things} {captions} {self._files.digest(self._numbers)}"
+
+    def stamp(self) -> str:
+        return stamp_of([self._path.absolute(), self._files.place.absolute()], self.uri, self.fingerprint())
 
     def problems(self) -> list[str]:
         return list(self._problems)

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harmony.data.sources.base import Example, Source, unknown_split
+from harmony.data.sources.base import Example, Source, stamp_of, unknown_split
 from harmony.data.sources.flat import Strings
 from harmony.data.sources.flickr_files import Captioned, read_captions
 from harmony.data.sources.named_files import beside, open_files
@@ -141,6 +141,9 @@ class FlickrSource(Source):
 
     def fingerprint(self) -> str:
         return f"flickr {self._path.name} {len(self)} {len(self._captions)} {self._files.digest(self._numbers)}"
+
+    def stamp(self) -> str:
+        return stamp_of([self._path.absolute(), self._files.place.absolute()], self.uri, self.fingerprint())
 
     def problems(self) -> list[str]:
         return list(self._problems)

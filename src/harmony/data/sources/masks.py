@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from harmony.data.decode import decoded_size
-from harmony.data.sources.base import BadExample, Example, Source, spread, unknown_split
+from harmony.data.sources.base import BadExample, Example, Source, spread, stamp_of, unknown_split
 from harmony.data.sources.classes import Classes
 from harmony.data.sources.flat import Strings
 from harmony.data.sources.mask_classes import ADE_CLASSES, found_classes, given_classes, numbered
@@ -188,6 +188,9 @@ class MaskSource(Source):
     def fingerprint(self) -> str:
         numbers = np.concatenate([self._images, self._masks])
         return f"masks {len(self)} {self._coding.said} {self._files.digest(numbers)}"
+
+    def stamp(self) -> str:
+        return stamp_of([self._files.place.absolute()], self.uri, self.fingerprint())
 
     def problems(self) -> list[str]:
         return list(self._problems)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from harmony.data.sources.base import Example, Source, unknown_split
+from harmony.data.sources.base import Example, Source, stamp_of, unknown_split
 from harmony.data.sources.classes import find_classes
 from harmony.errors import UserError
 from harmony.validation import validated
@@ -123,6 +123,9 @@ class NpzSource(Source):
 
     def fingerprint(self) -> str:
         return f"npz {self._path.name} {self._path.stat().st_size} {self._split} {len(self)}"
+
+    def stamp(self) -> str:
+        return stamp_of([self._path.absolute()], self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_images", "_labels")}

@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from harmony.data.sources.base import BadExample, Example, Source
+from harmony.data.sources.base import BadExample, Example, Source, stamp_of
 from harmony.errors import UserError, unknown
 
 _OURS = ("root", "download", "transform", "target_transform", "transforms", "loader", "is_valid_file")
@@ -129,6 +129,9 @@ class TorchvisionSource(Source):
     def fingerprint(self) -> str:
         settings = {name: value for name, value in self._arguments.items() if name not in ("root", "download")}
         return f"torchvision {self._name} {sorted(settings.items())} {len(self)}"
+
+    def stamp(self) -> str:
+        return stamp_of([Path(str(self._arguments["root"])).absolute()], self.uri, self.fingerprint())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_set": None}

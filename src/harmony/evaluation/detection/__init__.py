@@ -1,0 +1,226 @@
+"""Detection: boxes, and masks where the data have them, around things; the whole encoder is trained (ViTDet).
+
+A plain ViT with a simple feature pyramid and mostly windowed attention (arXiv 2203.16527) under the heads of Mask R-CNN
+(1703.06870) or Cascade R-CNN (1712.00726), measured by COCO's average precision.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay
+from torch import Tensor
+
+from harmony import ranks
+from harmony.data.sources import BadExample, Source
+from harmony.disk import room_explained
+from harmony.errors import UserError
+from harmony.evaluation.detection.batches import Batch, DetectionBatches, moved
+from harmony.evaluation.detection.details import details_of
+from harmony.evaluation.detection.detector import Detector
+from harmony.evaluation.detection.evaluator import evaluate
+from harmony.evaluation.detection.finding import find
+from harmony.evaluation.detection.windows import WindowedViT
+from harmony.evaluation.features import BAD_SHOWN, spread
+from harmony.evaluation.fitting import Group, fit, forget
+from harmony.evaluation.progress import say
+from harmony.evaluation.results import Outcome
+from harmony.evaluation.seeds import seeded
+from harmony.evaluation.settings import DetectionConfig
+from harmony.evaluation.task import Card, Setup
+
+
+def missing(setup: Setup) -> str | None:
+    """Why this data or encoder has no detection; None when it has."""
+    if not setup.data.object_names:
+        return f"detection needs boxes, and {setup.data.uri} has none; give it a COCO file, or scenes:"
+    if setup.train is None:
+        return "detection learns; name labelled data to learn from with --train-data"
+    if not setup.train.object_names:
+        return f"detection needs boxes to learn from, and {setup.train.uri} has none; name other --train-data"
+    if list(setup.train.object_names) != list(setup.data.object_names):
+        return (
+            f"the classes of {setup.train.uri} ({_listed(setup.train.object_names)}) and of {setup.data.uri} "
+            f"({_listed(setup.data.object_names)}) differ; give both the same categories in the same order"
+        )
+    patch = setup.encoder.patch
+    if setup.size % patch:
+        below, above = setup.size // patch * patch, (setup.size // patch + 1) * patch
+        return f"size {setup.size} is not a multiple of the patch size {patch}; set it to {below or above} or {above}"
+    return None
+
+
+def card(setup: Setup) -> Card:
+    """The protocol."""
+    config = setup.config.detection
+    assert setup.train is not None
+    heads = "Mask R-CNN" if config.head == "mask_rcnn" else "Cascade Mask R-CNN, IoUs 0.5, 0.6, 0.7"
+    what = heads if _with_masks(setup) else f"{heads}, boxes alone, as the data have no masks"
+    attention = "global attention" if config.window is None else f"windows of {config.window} patches but in 4 blocks"
+    length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
+    return Card(
+        resolution=f"longer side {setup.size} px, padded to a square; {attention}",
+        split=f"learned from {setup.train.uri}, measured on {setup.data.uri}",
+        selection=f"none: settings are fixed beforehand and the last weights are measured; {what}",
+        optimiser=f"AdamW, learning rate {config.lr:g} for {config.train_batch_size} images, layer decay "
+        f"{config.layer_decay:g}, weight decay {config.weight_decay:g}, drop path {config.drop_path:g}",
+        schedule=f"{length}, {config.warmup} warm-up, then a cosine; scale jitter {config.scale[0]:g} to "
+        f"{config.scale[1]:g}, mirroring",
+        differs="ViTDet (arXiv 2203.16527) uses 1024 px and steps instead of a cosine; here the size is the encoder's "
+        "own unless set, the encoder's final norm is kept, and windows at the border are smaller instead of padded",
+    )
+
+
+def run(setup: Setup) -> Outcome:
+    """Train on one source, measure on the other.
+
+    Raises:
+        UserError: the encoder is no plain ViT, or the data have no thing in them.
+    """
+    assert setup.train is not None
+    config = setup.config.detection
+    positions = spread(len(setup.data), setup.config.max_examples)
+    _require_things(setup.train, range(len(setup.train)))
+    _require_things(setup.data, positions)
+    detector = build(setup)
+    _train(detector, setup)
+    pages, bad = find(
+        detector,
+        setup.encoder,
+        setup.data,
+        positions,
+        setup.size,
+        min(setup.config.batch_size, config.train_batch_size),
+        setup.config.workers,
+        setup.max_pixels,
+        config.precision == "bf16",
+    )
+    _tell(bad, len(positions), setup.data)
+    names = list(setup.data.object_names or ())
+    boxes = evaluate(pages, names, masks=False)
+    masks = evaluate(pages, names, masks=True) if detector.masks is not None else None
+    metrics = {f"box_{name}": value for name, value in boxes.numbers.items()}
+    metrics |= {f"mask_{name}": value for name, value in masks.numbers.items()} if masks is not None else {}
+    metrics |= {
+        "images": len(pages),
+        "things": sum(not thing["iscrowd"] for page in pages for thing in page.truth),
+        "empty_boxes": sum(page.empty for page in pages),
+        "bad_examples": len(bad),
+    }
+    if setup.work is not None and ranks.is_main():
+        _keep(detector, setup.work)
+    forget(setup.work)
+    return Outcome(metrics, details_of(pages, names, boxes, masks))
+
+
+def build(setup: Setup) -> Detector:
+    """The detector before it is trained: the encoder's weights, and new ones that the seed decides."""
+    config = setup.config.detection
+    with seeded("detection", config.seed):
+        trunk = WindowedViT(setup.encoder.backbone(setup.size, config.drop_path), config.window, setup.encoder.name)
+        names = setup.data.object_names or []
+        return Detector(trunk, len(names), setup.size, _with_masks(setup), config).to(setup.encoder.device)
+
+
+def groups(detector: Detector, config: DetectionConfig) -> list[Group]:
+    """The encoder's parameters by block, each with a smaller learning rate than the next; then all others.
+
+    timm counts from the last block as if it had no decay; here the heads come after it, as in ViTDet.
+    """
+    model: VisionTransformer = detector.trunk.model
+    by_layer = param_groups_layer_decay(
+        model,
+        weight_decay=1.0,  # read as a yes; how much is the settings' affair
+        no_weight_decay_list=model.no_weight_decay(),
+        layer_decay=config.layer_decay,
+    )
+    own = {id(parameter) for parameter in model.parameters()}
+    new = [parameter for parameter in detector.parameters() if id(parameter) not in own]
+    return [
+        *(
+            Group(group["params"], group["lr_scale"] * config.layer_decay, group["weight_decay"] > 0)
+            for group in by_layer
+        ),
+        Group([parameter for parameter in new if parameter.ndim > 1]),
+        Group([parameter for parameter in new if parameter.ndim <= 1], decays=False),
+    ]
+
+
+def _train(detector: Detector, setup: Setup) -> None:
+    assert setup.train is not None
+    config, encoder = setup.config.detection, setup.encoder
+    with_masks = detector.masks is not None
+    batches = DetectionBatches(setup.train, config, setup.size, encoder.mean, setup.max_pixels, with_masks)
+    bad: set[str] = set()
+
+    def loss(batch: Batch) -> Tensor:
+        bad.update(batch.bad)
+        pixels = encoder.normalise(batch.pixels.to(encoder.device, non_blocking=True))
+        losses = detector.losses(pixels, batch.sizes, moved(batch.targets, encoder.device))
+        return torch.stack(list(losses.values())).sum()
+
+    fit(
+        detector,
+        loss,
+        batches,
+        groups(detector, config),
+        f"learning detection from {len(setup.train):,} images",
+        device=encoder.device,
+        workers=setup.config.workers,
+        work=setup.work,
+        about={
+            "task": "detection",
+            "encoder": encoder.fingerprint(),
+            "train": setup.train.fingerprint(),
+            "names": list(setup.train.object_names or ()),
+            "size": setup.size,
+            "masks": with_masks,
+        },
+    )
+    if bad:
+        shown = "; ".join(sorted(bad)[:BAD_SHOWN])
+        say(f"{len(bad):,} training images cannot be read, and the ones after them were taken twice: {shown}")
+
+
+def _with_masks(setup: Setup) -> bool:
+    return setup.data.has_object_masks and setup.train is not None and setup.train.has_object_masks
+
+
+def _require_things(source: Source, positions: Sequence[int]) -> None:
+    """UserError when no example has a thing that can be learned or found; ends at the first that has one."""
+    for position in positions:
+        try:
+            things = source[position].objects
+        except BadExample:
+            continue
+        if things is not None and (~things.crowd & (things.boxes[:, 2:] > things.boxes[:, :2]).all(1)).any():
+            return
+    raise UserError(f"no image of {source.uri} has a box around a thing; correct its annotations")
+
+
+def _tell(bad: list[tuple[str, str]], count: int, source: Source) -> None:
+    """Show which examples were left out; UserError when nothing is left."""
+    named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
+    if len(bad) == count:
+        raise UserError(f"no example of {source.uri} can be read: {named or 'it is empty'}; correct the data")
+    if bad and ranks.is_main():
+        say(f"{len(bad):,} examples of {source.uri} cannot be read and are left out: {named}")
+
+
+def _keep(detector: Detector, work: Path) -> None:
+    """Leave the weights, all or nothing."""
+    path = work / "model.safetensors"
+    aside = path.with_name(f".{path.name}")
+    with room_explained(path):
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
