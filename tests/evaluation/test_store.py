@@ -136,7 +136,7 @@ def normalised(encoder):
         {"precision": "bf16"},
         {"max_pixels": 40 * 30},
     ],
-    ids=str,
+    ids=["weights", "normalisation", "stamp", "class names", "examples", "size", "precision", "pixels"],
 )
 def test_other_weights_data_or_preprocessing_are_extracted_anew(asked):
     features().images()
