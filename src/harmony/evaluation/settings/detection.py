@@ -47,5 +47,7 @@ class DetectionConfig(FitConfig):
     flip: float = Field(0.5, ge=0, le=1, description="probability that a training image is mirrored left to right")
     regions: int = Field(512, ge=8, le=4096, description="regions of an image that the heads learn from in a step")
     proposals: int = Field(1000, ge=10, le=10000, description="regions of an image that are proposed to the box heads")
-    detections: int = Field(100, ge=1, le=100, description="things found on an image, at most; COCO counts no more than 100")
+    detections: int = Field(
+        100, ge=1, le=100, description="things found on an image, at most; COCO counts no more than 100"
+    )
     min_score: float = Field(0.05, ge=0, lt=1, description="things found with a lower score are left out")
