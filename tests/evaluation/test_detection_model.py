@@ -161,6 +161,16 @@ def test_crowds_are_neither_things_nor_ground():
     assert {tuple(box) for box in sampled.boxes[0].tolist()} == {(5, 4, 20, 20), (4, 4, 20, 20), (20, 40, 28, 50)}
 
 
+@pytest.mark.parametrize("head", ["mask_rcnn", "cascade"])
+def test_an_image_that_is_all_crowd_has_a_loss(head):
+    detector = Detector(WindowedViT(vit(64), 3), 3, 64, True, CONFIG.model_copy(update={"head": head})).train()
+    crowd = targets()[1] | {"crowd": torch.tensor([[-200.0, -200, 300, 300]])}
+    losses = detector.losses(torch.randn(1, 3, 64, 64), [(64, 64)], [crowd])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert [name for name, parameter in detector.named_parameters() if parameter.grad is None] == []
+
+
 class Always(nn.Module):
     """A box head of the same opinion on every region."""
 

@@ -24,7 +24,7 @@ from harmony.evaluation.detection.evaluator import evaluate
 from harmony.evaluation.detection.finding import find
 from harmony.evaluation.detection.windows import WindowedViT
 from harmony.evaluation.features import BAD_SHOWN, spread
-from harmony.evaluation.fitting import Group, fit, forget
+from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.progress import say
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
@@ -74,7 +74,7 @@ def card(setup: Setup) -> Card:
 
 
 def run(setup: Setup) -> Outcome:
-    """Train on one source, measure on the other.
+    """Train on one source, measure on the other. The checkpoint of the training stays for who writes the results.
 
     Raises:
         UserError: the encoder is no plain ViT, or the data have no thing in them.
@@ -111,7 +111,6 @@ def run(setup: Setup) -> Outcome:
     }
     if setup.work is not None and ranks.is_main():
         _keep(detector, setup.work)
-    forget(setup.work)
     return Outcome(metrics, details_of(pages, names, boxes, masks))
 
 

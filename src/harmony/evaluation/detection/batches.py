@@ -15,6 +15,9 @@ from harmony.evaluation.fitting import Batches
 from harmony.evaluation.settings import DetectionConfig
 from harmony.models.settings import Colour
 
+THINGS = 10
+"""Things an image has, about; their masks take most of a batch's memory."""
+
 TRIES = 100
 """Unreadable examples in a row after which the data count as unreadable."""
 
@@ -48,6 +51,7 @@ class DetectionBatches(Batches[Batch]):
         self.source, self.size, self.fill = source, size, colour_of(mean)
         self.scale, self.flip = config.scale, config.flip
         self.max_pixels, self.with_masks = max_pixels, with_masks
+        self.example_bytes = size**2 * (3 + (THINGS if with_masks else 0))
 
     def make(self, positions: Sequence[int]) -> Batch:
         batch = Batch(torch.empty(len(positions), 3, self.size, self.size, dtype=torch.uint8), [], [])

@@ -58,7 +58,9 @@ class Proposals(RegionProposalNetwork):
     ) -> tuple[list[Tensor], list[Tensor]]:
         labels, matched = super().assign_targets_to_anchors(anchors, targets)
         for label, anchor, target in zip(labels, anchors, targets, strict=True):
-            label[(label == 0) & in_crowd(anchor, target["crowd"])] = -1  # neither thing nor ground
+            away = (label == 0) & in_crowd(anchor, target["crowd"])
+            if (~away & (label >= 0)).any():  # else nothing is left to sample, and the mean over nothing is no number
+                label[away] = -1  # neither thing nor ground
         return labels, matched
 
 
