@@ -1,8 +1,5 @@
 """Sources with masks that are read in a moment, and encoders of patches that know colours, or nothing."""
 
-import io
-import json
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -105,29 +102,10 @@ def config(**segmentation: object) -> EvaluationConfig:
 
 
 def camvid(folder: Path, split: str, count: int) -> Kept:
-    """The first images and masks of a split, read as they are stored."""
-    parts: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(folder / f"{split}.tar") as tar:
-        for member in tar:
-            kind, _, name = member.name.rpartition("/")
-            if member.isfile():
-                file = tar.extractfile(member)
-                assert file is not None
-                parts.setdefault(Path(name).stem, {})[Path(kind).name] = file.read()
-    names = sorted(parts)[:: max(1, len(parts) // count)][:count]
-    classes = json.loads((folder / "classes.json").read_text())
-    examples = [Example(name, parts[name]["images"], mask=parts[name]["masks"]) for name in names]
-    return Kept(examples, classes["classes"], f"camvid {split}", classes["ignore_index"])
-
-
-def png(values: np.ndarray, mode: str | None = None) -> bytes:
-    file = io.BytesIO()
-    image = Image.fromarray(values)
-    if mode == "P":
-        image = image.copy()
-        image.putpalette([255 - i // 3 for i in range(768)])
-    image.save(file, "PNG")
-    return file.getvalue()
+    """Some images and masks of a split."""
+    source = open_source(f"masks:{folder / split}.tar")
+    some = range(0, len(source), len(source) // count)
+    return Kept([source[i] for i in some[:count]], source.mask_names, source.uri, source.mask_ignore)
 
 
 class Broken(Kept):

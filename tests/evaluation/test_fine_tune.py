@@ -399,14 +399,12 @@ TWO = plain.Colours([0, 1, 0, 1])
     ("data", "train", "settings", "message"),
     [
         (TWO, plain.Colours([1, 1, None]), {}, r"all labelled examples of colours: are 'green'; .* at least two"),
-        (TWO, plain.Colours([0], names=["red"]), {}, "classes of colours: and colours: differ"),
-        (TWO, plain.Colours([0, 1], names=[*plain.NAMES[:5], "grey", "purple"]), {}, "class 5 is 'grey' in the one"),
         (TWO, plain.Colours([None, None]), {}, "no example of colours: has a label; give it labelled data"),
         (plain.Colours([None]), TWO, {}, "no example of colours: has a label; give it labelled data"),
         (TWO, plain.Colours([0, 1], bad=[0, 1]), {}, r"has a label; 2 cannot be read \(colour-0 is truncated"),
         (TWO, TWO, {"size": 20}, "size 20 is not a multiple of the patch size 8; set it to 16 or 24"),
         (TWO, TWO, {"train_batch_size": 3}, "a batch of 3 cannot be divided among groups of 2"),
-        (plain.Colours([0], names=["red"]), plain.Colours([0], names=["red"]), {}, "has a single class, 'red'"),
+        (plain.Colours([0], names=["red"]), plain.Colours([0], names=["red"]), {}, "examples of colours: are 'red'"),
         (plain.Colours([0, 2], names=["red", "green"]), plain.Colours([0, 1], names=["red", "green"]), {},
          "has the label 2 but only 2 class names"),
     ],
@@ -418,11 +416,17 @@ def test_bad_input_is_told_before_anything_is_trained_or_written(encoder, tmp_pa
 
 
 def test_what_it_cannot_be_done_with(encoder):
-    assert "--train-data" in (fine_tune.missing(setup(encoder, TWO, None)) or "")
+    def missing(data, train):
+        return fine_tune.missing(setup(encoder, data, train)) or ""
+
     nameless = plain.Colours([0, 1], names=None)
-    assert "has no classes" in (fine_tune.missing(setup(encoder, nameless, TWO)) or "")
-    assert "has no classes" in (fine_tune.missing(setup(encoder, TWO, nameless)) or "")
-    assert fine_tune.missing(setup(encoder, TWO, TWO)) is None
+    assert "--train-data" in missing(TWO, None)
+    assert "needs class names, and colours: has none" in missing(nameless, TWO)
+    assert "needs labels, and colours: has none" in missing(TWO, nameless)
+    assert "has 1 classes and colours: has 7" in missing(TWO, plain.Colours([0], names=["red"]))
+    assert "class 5 is 'grey'" in missing(TWO, plain.Colours([0, 1], names=[*plain.NAMES[:5], "grey", "purple"]))
+    assert "would be measured on what it learned from" in missing(TWO, TWO)
+    assert not missing(TWO, plain.Colours([0, 1, 1]))
     with pytest.raises(UserError, match="colour encoder is no timm model"):
         fine_tune.run(setup(plain.ColourEncoder(), TWO, TWO))
 

@@ -163,9 +163,9 @@ def test_a_batch_larger_than_the_data_is_all_of_them_and_this_is_said(capsys):
 def test_batches_that_cannot_be():
     with pytest.raises(UserError, match="a batch of 5 cannot be divided among groups of 2; set train_batch_size"):
         Pairs(10, FitConfig(train_batch_size=5))
-    with pytest.raises(UserError, match="there are 1 training examples, too few"):
+    with pytest.raises(UserError, match="training examples: 1, but a step needs at least 2"):
         Pairs(1, FitConfig())
-    with pytest.raises(UserError, match="there are 0 training examples"):
+    with pytest.raises(UserError, match="training examples: 0, but a step needs at least 1"):
         Noisy(0, FitConfig())
 
 

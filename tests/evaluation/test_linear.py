@@ -195,7 +195,7 @@ def mode_without(mode, name):
     ("train", "test", "message"),
     [
         (colours(7), colours(7), "no class of train-colours: has two images, so none can be held out"),
-        (plain.Colours([2, 2, 2]), colours(7), r"are of one class \(blue\); linear needs two or more"),
+        (plain.Colours([2, 2, 2]), colours(7), "are of one class; learning needs two or more"),
         (plain.Colours([None, None]), colours(7), "no example of train-colours: has a label"),
         (colours(14), plain.Colours([None]), "no example of colours: has a label"),
         (plain.Colours([0, 1, 2], names=["a", "b"]), plain.Colours([0], names=["a", "b"]), "only 2 class names"),
@@ -210,12 +210,25 @@ def test_labels_that_do_not_fit(train, test, message, tmp_path):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (None, colours(7), "name it with --train-data"),
-        (plain.Colours([0], names=None), colours(7), "train-colours: has no labels; give it data with classes"),
-        (colours(7), plain.Colours([0], names=None), "colours: has no labels"),
-        (plain.Colours([0], names=["a", "b"]), plain.Colours([0], names=["a", "c"]), "class 1 is 'b' in one, 'c' in"),
-        (plain.Colours([0], names=["a", "b"]), plain.Colours([0], names=["a"]), r"different classes \(2 and 1\)"),
-        (colours(7), colours(7), None),
+        (None, colours(7), "name them with --train-data"),
+        (
+            plain.Colours([0], names=None),
+            colours(7),
+            "and train-colours: has none; give it data",
+        ),
+        (colours(7), plain.Colours([0], names=None), "needs labels, and colours: has none"),
+        (
+            plain.Colours([0], names=["a", "b"]),
+            plain.Colours([0], names=["a", "c"]),
+            "class 1 is 'b' in train-colours: and 'c' in",
+        ),
+        (
+            plain.Colours([0], names=["a", "b"]),
+            plain.Colours([0], names=["a"]),
+            "has 2 classes and colours: has 1",
+        ),
+        (colours(7), colours(7), "would be measured on what it learned from"),
+        (colours(14), colours(7), None),
     ],
 )
 def test_sources_that_do_not_fit_are_told_before_anything_is_encoded(train, test, message):

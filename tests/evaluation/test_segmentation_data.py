@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segmentation_parts import Broken, Kept, png, squares
+from segmentation_parts import Broken, Kept, squares
 
 from harmony.data.sources import BadExample, Example
 from harmony.errors import UserError
@@ -110,11 +110,10 @@ def test_resizing_keeps_the_centre_of_things():
     assert size_at(480, 360, 224) == (299, 224)
 
 
-@pytest.mark.parametrize("how", ["array", "png", "palette", "sixteen bits"])
-def test_masks_are_read_however_they_are_stored(how):
-    values = np.array([[0, 1, 2], [2, 255, 0]], dtype=np.uint16 if how == "sixteen bits" else np.uint8)
-    mask = {"array": values, "palette": png(values.astype(np.uint8), "P")}.get(how, png(values))
-    source = Kept([Example("a", Image.new("RGB", (3, 2)), mask=mask)], ["x", "y", "z"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_masks_are_read_with_what_belongs_to_no_class(kind):
+    values = np.array([[0, 1, 2], [2, 255, 0]], dtype=kind)
+    source = Kept([Example("a", Image.new("RGB", (3, 2)), mask=values)], ["x", "y", "z"])
     key, image, found = read(source, 0, MOST)
     assert (key, image.shape) == ("a", (3, 2, 3))
     assert found.tolist() == [[0, 1, 2], [2, IGNORE, 0]]
@@ -129,9 +128,6 @@ def test_masks_are_read_however_they_are_stored(how):
         (np.zeros((3, 2), dtype=np.uint8), "is 3 x 2 px and its mask 2 x 3"),
         (np.zeros((2, 3, 3), dtype=np.uint8), "one class index a pixel"),
         (np.zeros((2, 3)), "one class index a pixel"),
-        (png(np.zeros((2, 3, 3), dtype=np.uint8)), "one class index a pixel"),
-        (b"not a picture", "mask that cannot be read"),
-        (png(np.arange(4000, dtype=np.uint8).reshape(50, 80) ** 2)[:150], "mask that cannot be read"),
     ],
 )
 def test_masks_that_cannot_be_used_say_why(mask, reason):

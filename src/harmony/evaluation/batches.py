@@ -102,8 +102,8 @@ class Batches(Dataset[BatchT], Generic[BatchT]):
         most = self.examples // multiple * multiple
         if not most:
             raise UserError(
-                f"there are {self.examples} training examples, too few for {self._ranks} process(es) with a multiple "
-                f"of {self.multiple} each; add data"
+                f"training examples: {self.examples}, but a step needs at least {multiple}; add data"
+                + (" or start fewer processes" if self._ranks > 1 else "")
             )
         if asked > most:
             if ranks.is_main():

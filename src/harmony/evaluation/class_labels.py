@@ -44,33 +44,6 @@ class Labels:
     bad: list[tuple[str, str]]
 
 
-def class_names(train: Source, data: Source) -> list[str]:
-    """The names of the classes, which must be the same in training and test data.
-
-    Raises:
-        UserError: they differ, or neither knows any.
-    """
-    if not train.class_names or not data.class_names:
-        nameless = data if train.class_names else train
-        raise UserError(f"{nameless.uri} has no class names; give it labelled data")
-    ours, theirs = list(train.class_names), list(data.class_names)
-    if ours != theirs:
-        raise UserError(
-            f"the classes of {train.uri} and {data.uri} differ: {_difference(ours, theirs)}; use data of the same "
-            "classes in the same order"
-        )
-    if len(ours) < 2:
-        raise UserError(f"{train.uri} has a single class, {ours[0]!r}; there is nothing to tell apart")
-    return ours
-
-
-def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    for place, (our, their) in enumerate(zip(ours, theirs, strict=False)):
-        if our != their:
-            return f"class {place} is {our!r} in the one and {their!r} in the other"
-    return f"the one has {len(ours)} classes, the other {len(theirs)}"
-
-
 def read_labels(
     source: Source, positions: Sequence[int], names: Sequence[str], config: EvaluationConfig, max_pixels: int | None
 ) -> Labels:

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 from harmony import ranks
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
-from harmony.evaluation.class_labels import class_names, read_labels, training_labels
+from harmony.evaluation.class_labels import read_labels, training_labels
 from harmony.evaluation.classification import accuracy, class_details, ranks_of
 from harmony.evaluation.encoders import hash_of
 from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.fine_tune_batches import FineTuneBatches, FineTuneLoss
 from harmony.evaluation.fitting import Average, fit
+from harmony.evaluation.labelled import missing_pair
 from harmony.evaluation.layer_decay import layer_groups
 from harmony.evaluation.progress import say, track
 from harmony.evaluation.results import Outcome
@@ -31,12 +32,9 @@ from harmony.training.distributed import everyones, together
 
 def missing(setup: Setup) -> str | None:
     """Why there is nothing to fine-tune on; None when there is."""
-    if setup.train is None:
-        return "fine_tune needs labelled data to learn from; name it with --train-data"
-    for source in (setup.train, setup.data):
-        if not source.has_labels() or not source.class_names:
-            return f"fine_tune needs labelled data, and {source.uri} has no classes"
-    return None
+    if setup.data.class_names:
+        return missing_pair(setup, "fine_tune")
+    return f"fine_tune needs class names, and {setup.data.uri} has none; give it data with classes"
 
 
 def card(setup: Setup) -> Card:
@@ -47,12 +45,11 @@ def card(setup: Setup) -> Card:
     augmented = "no RandAugment" if config.randaugment is None else f"RandAugment 2 x magnitude {config.randaugment}"
     length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
     average = "" if config.ema is None else f"; a moving average of the weights (momentum {config.ema:g}) is measured"
-    both = " (the data that are learned from!)" if train.uri == setup.data.uri else ""
     return Card(
         resolution=f"{setup.size} px, positions resized; trained on random crops of {config.crop_scale[0]:g} to "
         f"{config.crop_scale[1]:g} of the image, measured on the central square of the image",
         split=f"learned from {100 * config.labels:g} % of the labels of {train.uri}, the same share of every class; "
-        f"measured on every labelled example of {setup.data.uri}{both}",
+        f"measured on every labelled example of {setup.data.uri}",
         selection="none: the weights after the last step are measured, once",
         optimiser=f"AdamW, learning rate {config.lr:g} for a batch of {config.train_batch_size}, layer decay "
         f"{config.layer_decay:g}, weight decay {config.weight_decay:g}, {config.precision}{average}",
@@ -74,7 +71,7 @@ def run(setup: Setup) -> Outcome:
     """
     config, encoder, train = setup.config.fine_tune, setup.encoder, setup.train
     assert train is not None
-    names = class_names(train, setup.data)
+    names = list(setup.data.class_names or [])
     model = classifier(setup, len(names))
     positions = spread(len(setup.data), setup.config.max_examples)
     read_labels(setup.data, positions, names, setup.config, max_pixels=None)

@@ -23,7 +23,8 @@ from harmony.errors import UserError
 from harmony.evaluation.classification import accuracy, class_details, ranks_of
 from harmony.evaluation.features import LAYERS
 from harmony.evaluation.fitting import forget
-from harmony.evaluation.linear_data import Inputs, Labelled, split, train_and_test, why_not
+from harmony.evaluation.labelled import missing_pair
+from harmony.evaluation.linear_data import Inputs, Labelled, split, train_and_test
 from harmony.evaluation.linear_sgd import MOMENTUM, train_heads
 from harmony.evaluation.logistic import Classifier, Problem
 from harmony.evaluation.progress import track
@@ -33,7 +34,7 @@ from harmony.evaluation.task import Card, Setup
 
 def missing(setup: Setup) -> str | None:
     """Why this data or encoder cannot be measured so; None when it can."""
-    return why_not(setup)
+    return missing_pair(setup, "linear")
 
 
 def card(setup: Setup) -> Card:

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harmony.data.sources import Source
-from harmony.errors import UserError
 from harmony.evaluation.features import ImageFeatures
+from harmony.evaluation.labelled import labelled_pair
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.task import Setup
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The labelled examples of a source, encoded.
+    """The labelled examples of a source with all features that a probe may see, in memory.
 
     Attributes:
         cls: (N, L, D), the class token after each of the last blocks, the very last one at the end.
@@ -47,60 +46,10 @@ class Labelled:
         return cls(*own, unlabelled, len(images.bad))
 
 
-def why_not(setup: Setup) -> str | None:
-    """Why nothing can be learned from these sources, as far as their indices show; None when it can."""
-    if setup.train is None:
-        return "linear learns from labelled data; name it with --train-data (evaluation.train in a recipe)"
-    for source in (setup.train, setup.data):
-        if not source.has_labels():
-            return f"linear needs labelled data, and {source.uri} has no labels; give it data with classes"
-    train, test = setup.train.class_names, setup.data.class_names
-    if train is not None and test is not None and list(train) != list(test):
-        return (
-            f"{setup.train.uri} and {setup.data.uri} have different classes ({_difference(train, test)}); "
-            "train and test data need the same class names in the same order"
-        )
-    return None
-
-
-def _difference(train: list[str], test: list[str]) -> str:
-    place = next((i for i, (a, b) in enumerate(zip(train, test, strict=False)) if a != b), None)
-    if place is None:
-        return f"{len(train)} and {len(test)}"
-    return f"class {place} is {train[place]!r} in one, {test[place]!r} in the other"
-
-
 def train_and_test(setup: Setup) -> tuple[Labelled, Labelled, list[str]]:
-    """Both sources, encoded, and the names of the C classes.
-
-    Raises:
-        UserError: there is no label, a label without a name, or a single class to learn from.
-    """
-    assert setup.train is not None
-    train, test = (Labelled.of(setup.features(source).images()) for source in (setup.train, setup.data))
-    for part, source in ((train, setup.train), (test, setup.data)):
-        if not len(part):
-            raise UserError(f"no example of {source.uri} has a label; linear needs labelled data")
-    names = setup.train.class_names or setup.data.class_names
-    if names is None:
-        names = [str(i) for i in range(1 + int(torch.cat([train.labels, test.labels]).max()))]
-    for part, source in ((train, setup.train), (test, setup.data)):
-        _check_labels(part.labels, names, source)
-    seen = train.labels.unique()
-    if len(seen) == 1:
-        raise UserError(
-            f"all labelled examples of {setup.train.uri} are of one class ({names[int(seen[0])]}); "
-            "linear needs two or more to learn from"
-        )
-    return train, test, list(names)
-
-
-def _check_labels(labels: Tensor, names: list[str], source: Source) -> None:
-    if int(labels.max()) >= len(names):
-        raise UserError(
-            f"{source.uri} has the label {int(labels.max())} but only {len(names)} class names (labels count from 0); "
-            "give it one name a class"
-        )
+    """What is learned from, what is measured on, and the names of the C classes; raises as `labelled_pair` does."""
+    train, test, names = labelled_pair(setup)
+    return Labelled.of(train.images), Labelled.of(test.images), names
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
