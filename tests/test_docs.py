@@ -12,6 +12,7 @@ from harmony.data.sources.coco import CocoSettings
 from harmony.data.sources.flickr import FlickrSettings
 from harmony.data.sources.masks import MaskSettings
 from harmony.data.sources.npz import NpzSettings
+from harmony.evaluation.settings import TASKS, EvaluationConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,3 +49,12 @@ def test_every_kind_of_data_and_every_setting_of_it_is_described():
     for settings in (NpzSettings, CocoSettings, FlickrSettings, MaskSettings):
         for name in settings.model_fields:
             assert f"{name}=" in text or f"| `{name}` |" in text, name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_page_with_every_setting(task: str):
+    page = (ROOT / "docs" / "evaluation" / f"{task}.md").read_text()
+    assert f"--task {task}" in page
+    for name in type(getattr(EvaluationConfig(), task)).model_fields:
+        assert f"`{name}`" in page or f"{name}=" in page, name
+    assert f"(docs/evaluation/{task}.md)" in (ROOT / "README.md").read_text()
