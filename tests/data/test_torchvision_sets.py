@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_sets_that_ask_for_train(tmp_path: Path) -> None:
     assert train.fingerprint() != test.fingerprint()
     with pytest.raises(IndexError):
         train[3]
+
+
+def test_a_stamp_sees_a_file_that_was_replaced(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    uri = f"torchvision:MNIST?root={tmp_path}&split=test"
+    before = open_source(uri).stamp()
+    assert open_source(uri).stamp() == before
+    labels = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    moved = labels.stat().st_mtime_ns + 1
+    labels.write_bytes(labels.read_bytes()[:-1] + bytes([0]))
+    os.utime(labels, ns=(0, moved))
+    assert open_source(uri).stamp() != before
 
 
 def test_the_pixels_of_cifar_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

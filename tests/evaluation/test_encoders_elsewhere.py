@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from harmony.errors import UserError
 from harmony.evaluation.encoders import load_encoder
-from harmony.evaluation.open_clip_encoder import _create
+from harmony.evaluation.open_clip_encoder import OpenClipEncoder, _create
 from harmony.evaluation.tasks import run
 from harmony.evaluation.timm_encoder import TimmEncoder
 from harmony.evaluation.trunk import Trunk
@@ -358,6 +358,30 @@ def test_fingerprints_differ_with_the_weights(folder):
     _, where = open_clip_file(folder, "tiny-vit")
     encoder = load_encoder(where, device="cpu")
     assert encoder.fingerprint() != load_encoder("open_clip:tiny-vit", "untrained").fingerprint()
+
+
+@pytest.mark.parametrize("changes", [{"act_layer": "quick_gelu"}, {"num_heads": 1}, {"global_pool": "avg"}])
+def test_fingerprints_differ_where_the_same_weights_compute_something_else(folder, changes):
+    _, where = timm_file(folder, "test_vit")
+    plain = load_encoder(where, device="cpu")
+    model = timm.create_model("test_vit", num_classes=0, **changes)
+    model.load_state_dict(plain.trunk.model.state_dict(), strict=False)
+    name = "timm:other" if "num_heads" in changes else plain.trunk.name  # heads belong to an architecture's name
+    other = TimmEncoder("other", Trunk(name, model, None, (160, 160), torch.device("cpu")), 160, torch.device("cpu"))
+    assert not torch.equal(other.images(PIXELS), plain.images(PIXELS))
+    assert other.fingerprint() != plain.fingerprint()
+
+
+def test_fingerprints_know_the_activation_that_a_tag_asks_for():
+    def encoder(**options):
+        torch.manual_seed(3)
+        model = open_clip.create_model("tiny-vit", **options)
+        return OpenClipEncoder("open_clip:tiny-vit", "tiny-vit", model, torch.device("cpu"))
+
+    plain, quick = encoder(), encoder(force_quick_gelu=True)
+    assert encoder().fingerprint() == plain.fingerprint()
+    assert not torch.equal(plain.images(PIXELS[..., :32, :32]), quick.images(PIXELS[..., :32, :32]))
+    assert plain.fingerprint() != quick.fingerprint()
 
 
 def test_a_size_that_does_not_fit_is_refused(folder):

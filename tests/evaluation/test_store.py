@@ -372,6 +372,49 @@ def test_a_shard_that_has_changed(tmp_path):
     assert open_source(uri).stamp() != open_source(f"{uri}?label_key=txt").stamp()
 
 
+def caption_file(folder, images):
+    return rewritten(folder / "c.txt", "".join(f"{name}#0\tone\n" for name in images))
+
+
+def coco_file(folder, images):
+    content = {
+        "images": [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(images, 1)],
+        "annotations": [{"id": i, "image_id": i, "caption": "one"} for i, _ in enumerate(images, 1)],
+    }
+    return rewritten(folder / "c.json", json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["flickr", "coco"])
+def test_images_beside_a_file_that_names_them(tmp_path, kind):
+    (tmp_path / "images").mkdir()
+    names = ["a.bmp", "b.bmp"]
+    for name in names:
+        picture(tmp_path / "images" / name)
+    list_of = {"flickr": caption_file, "coco": coco_file}[kind]
+    uri = f"{kind}:{list_of(tmp_path, names)}?images={tmp_path}/images"
+    stamp = lambda: open_source(uri).stamp()  # noqa: E731
+    assert stamp() == stamp()
+    assert changed(stamp, lambda: picture(tmp_path / "images" / "b.bmp", "blue"))  # of the same size, in its place
+    tars = [tmp_path / f"{place}.tar" for place in range(2)]
+    for path, name in zip(tars, names, strict=True):
+        with tarfile.open(path, "w") as tar:
+            tar.add(tmp_path / "images" / name, name)
+    uri = f"{kind}:{list_of(tmp_path, names)}?images={tmp_path}/{{0..1}}.tar"
+    assert changed(stamp, lambda: tars[1])  # and not the first one alone
+
+
+def test_masks_that_have_changed(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    picture(tmp_path / "images" / "a.bmp")
+    Image.new("L", (8, 8), 1).save(tmp_path / "masks" / "a.png")
+    rewritten(tmp_path / "classes.json", '["ground", "thing"]')
+    stamp = lambda: open_source(f"masks:{tmp_path}").stamp()  # noqa: E731
+    assert stamp() == stamp()
+    assert changed(stamp, lambda: picture(tmp_path / "images" / "a.bmp", "blue"))
+    assert changed(stamp, lambda: tmp_path / "masks" / "a.png")
+
+
 # Real encoders
 
 

@@ -50,7 +50,8 @@ class OpenClipEncoder(Encoder):
         size = _pair(how["size"])
         self.size = size[0]
         self.mean, self.std = tuple(how["mean"]), tuple(how["std"])
-        self._identity = hash_of(model.state_dict().items(), str((architecture, self.mean, self.std)))
+        # The activation is not the architecture's alone: weights of some tags want another one (quick_gelu).
+        self._identity = hash_of(model.state_dict().items(), str((architecture, repr(model), self.mean, self.std)))
         self.reads_text = True
         self._tokenizer = _tokenizer(architecture)
         self.trunk, self._project = _trunk(name, architecture, model.visual, size, device)

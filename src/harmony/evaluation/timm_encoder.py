@@ -41,7 +41,9 @@ class TimmEncoder(Encoder):
         self.reads_text = False
 
     def fingerprint(self) -> str:
-        return hash_of(self.trunk.model.state_dict().items(), str((self.mean, self.std)))
+        # The number of heads, the activation and the like change what is computed, but no weight's name or shape.
+        how = (self.trunk.name, self.size, repr(self.trunk.model), self.mean, self.std)
+        return hash_of(self.trunk.model.state_dict().items(), str(how))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, layers: int = 0) -> Encoding:

@@ -143,7 +143,7 @@ class FlickrSource(Source):
         return f"flickr {self._path.name} {len(self)} {len(self._captions)} {self._files.digest(self._numbers)}"
 
     def stamp(self) -> str:
-        return stamp_of([self._path.absolute(), self._files.place.absolute()], self.uri, self.fingerprint())
+        return stamp_of([self._path.absolute(), *self._files.files(self._numbers)], self.uri, self.fingerprint())
 
     def problems(self) -> list[str]:
         return list(self._problems)

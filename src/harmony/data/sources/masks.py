@@ -186,11 +186,14 @@ class MaskSource(Source):
         return read_mask(self._files.read(number, key), self._coding, key, self._files.names[number])
 
     def fingerprint(self) -> str:
-        numbers = np.concatenate([self._images, self._masks])
-        return f"masks {len(self)} {self._coding.said} {self._files.digest(numbers)}"
+        return f"masks {len(self)} {self._coding.said} {self._files.digest(self._numbers())}"
 
     def stamp(self) -> str:
-        return stamp_of([self._files.place.absolute()], self.uri, self.fingerprint())
+        return stamp_of(self._files.files(self._numbers()), self.uri, self.fingerprint())
+
+    def _numbers(self) -> NDArray[np.int64]:
+        """Of all files that examples are made of."""
+        return np.concatenate([self._images, self._masks])
 
     def problems(self) -> list[str]:
         return list(self._problems)

@@ -1,7 +1,7 @@
 """Files that other files name: in a folder with its sub-folders, or in one or more tars."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -37,6 +37,10 @@ class NamedFiles:
 
     def size(self, number: int) -> int:
         """Bytes of a file; -1 when it has gone."""
+        raise NotImplementedError
+
+    def files(self, numbers: NDArray[np.int64]) -> Iterator[Path]:
+        """What lies on disk of these files: the files themselves, or the tars, for `stamp_of`."""
         raise NotImplementedError
 
     def find(self, wanted: Iterable[str]) -> NDArray[np.int64]:
@@ -87,6 +91,9 @@ class FolderFiles(NamedFiles):
         path = self.place / self.names[number]
         return path.stat().st_size if path.is_file() else -1
 
+    def files(self, numbers: NDArray[np.int64]) -> Iterator[Path]:
+        return (self.place.absolute() / self.names[int(number)] for number in numbers)
+
 
 class TarFiles(NamedFiles):
     """The files in one or more tars."""
@@ -113,6 +120,9 @@ class TarFiles(NamedFiles):
 
     def size(self, number: int) -> int:
         return int(self._size[number])
+
+    def files(self, numbers: NDArray[np.int64]) -> Iterator[Path]:
+        return (path.absolute() for path in self._files.paths)
 
 
 def open_files(place: str | Path, uri: str, what: str = "images") -> NamedFiles:

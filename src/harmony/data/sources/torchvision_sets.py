@@ -131,7 +131,9 @@ class TorchvisionSource(Source):
         return f"torchvision {self._name} {sorted(settings.items())} {len(self)}"
 
     def stamp(self) -> str:
-        return stamp_of([Path(str(self._arguments["root"])).absolute()], self.uri, self.fingerprint())
+        # Which of the files below the root belong to it, torchvision alone knows.
+        files = sorted(path for path in Path(str(self._arguments["root"])).absolute().rglob("*") if path.is_file())
+        return stamp_of(files, self.uri, self.fingerprint())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_set": None}
