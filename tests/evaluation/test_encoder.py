@@ -47,6 +47,12 @@ def test_teacher_and_student_are_what_was_trained(run):
     )
 
 
+@pytest.mark.parametrize(("size", "near"), [(30, "24 or 32"), (4, "8")])
+def test_images_that_cannot_be_cut_into_patches_are_refused(run, size, near):
+    with pytest.raises(UserError, match=f"size {size} is not a multiple of the patch size 8; set it to {near}$"):
+        load_encoder(str(run.folder), device="cpu").images(torch.randn(1, 3, size, size))
+
+
 def test_nothing_of_an_encoder_trains(run):
     encoder = load_encoder(str(run.folder))
     assert not any(parameter.requires_grad for parameter in encoder.towers.parameters())

@@ -23,6 +23,7 @@ from harmony.evaluation.detection.detector import Detector
 from harmony.evaluation.detection.evaluator import evaluate
 from harmony.evaluation.detection.finding import find
 from harmony.evaluation.detection.windows import WindowedViT
+from harmony.evaluation.encoder import uneven
 from harmony.evaluation.features import BAD_SHOWN, spread
 from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.progress import say
@@ -45,11 +46,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {setup.train.uri} ({_listed(setup.train.object_names)}) and of {setup.data.uri} "
             f"({_listed(setup.data.object_names)}) differ; give both the same categories in the same order"
         )
-    patch = setup.encoder.patch
-    if setup.size % patch:
-        below, above = setup.size // patch * patch, (setup.size // patch + 1) * patch
-        return f"size {setup.size} is not a multiple of the patch size {patch}; set it to {below or above} or {above}"
-    return None
+    return uneven(setup.size, setup.encoder.patch)
 
 
 def card(setup: Setup) -> Card:

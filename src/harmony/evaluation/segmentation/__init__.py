@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harmony import ranks
 from harmony.disk import room_explained
 from harmony.errors import UserError
+from harmony.evaluation.encoder import uneven
 from harmony.evaluation.fitting import Group, fit, forget
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
@@ -36,9 +37,7 @@ def missing(setup: Setup) -> str | None:
     if not data.mask_names:
         return f"segmentation needs a mask for each image, and {data.uri} has none; name data with masks"
     if setup.size % encoder.patch:
-        below = setup.size // encoder.patch * encoder.patch
-        near = f"{below} or {below + encoder.patch}" if below else str(encoder.patch)
-        return f"size {setup.size} is not a multiple of the patch size {encoder.patch}; set it to {near}"
+        return uneven(setup.size, encoder.patch)
     if setup.config.segmentation.head == "zero_shot":
         if not encoder.reads_text:
             return "head=zero_shot needs a text tower, and this model was trained on images alone; set head=linear"
