@@ -74,5 +74,7 @@ class Setup:
     def features(self, source: Source) -> Features:
         """What the encoder makes of a source; encoded once, whichever tasks ask."""
         if source not in self._features:
-            self._features[source] = Features(self.encoder, source, self.config, self.max_pixels)
+            # Some examples are enough to measure on; what is learned from is what the card says, all of it.
+            config = self.config if source is self.data else self.config.model_copy(update={"max_examples": None})
+            self._features[source] = Features(self.encoder, source, config, self.max_pixels)
         return self._features[source]

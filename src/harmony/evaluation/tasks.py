@@ -127,7 +127,7 @@ def _measure(task: str, setup: Setup, out: Path | None) -> Outcome:
     if reason:
         raise UserError(reason)
     outcome = module.run(setup)
-    outcome.details["card"] = module.card(setup).rows()
+    outcome.details["card"] = _card(module, setup)
     if out is not None and ranks.is_main():
         about = {"model": setup.encoder.name, "data": setup.data.uri}
         if setup.train is not None:
@@ -136,6 +136,13 @@ def _measure(task: str, setup: Setup, out: Path | None) -> Outcome:
         write_metrics(out, task, outcome.metrics)
         forget(setup.work)
     return outcome
+
+
+def _card(module: Task, setup: Setup) -> dict[str, str]:
+    rows, most, there = module.card(setup).rows(), setup.config.max_examples, len(setup.data)
+    if most is not None and most < there:
+        rows["split"] += f" (of its {there:,} examples {most:,}, spread evenly)"
+    return rows
 
 
 def _check_folder(out: Path) -> None:
