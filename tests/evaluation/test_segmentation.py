@@ -80,7 +80,7 @@ def test_upernet_learns_and_trains_the_encoder(run_dir, tmp_path):
     untrained = encoder.backbone(32).state_dict()
     assert not torch.equal(weights["backbone.blocks.0.attn.qkv.weight"], untrained["blocks.0.attn.qkv.weight"])
     assert {"fuse.0.weight", "classify.1.weight", "auxiliary.0.0.weight"} <= weights.keys()
-    assert not (tmp_path / "fit.pt").exists()
+    assert (tmp_path / "fit.pt").exists()  # until the results are written
 
 
 class Oracle(Segmenter):
@@ -305,6 +305,22 @@ def test_from_the_command_to_files(run_dir, tmp_path):
     }
     assert "windows of 48 px" in outcome.details["card"]["resolution"]
     assert load_file(tmp_path / "out/evaluation/segmentation/model.safetensors")["classify.weight"].shape[1] == 32
+
+
+def test_a_training_is_not_lost_before_its_results_are_written(run_dir, tmp_path, monkeypatch, capsys):
+    settings = {"workers": 0, "steps": 2, "train_batch_size": 4, "size": 48}
+    uris = [f"scenes:{split}?things=colour&size=48&count=6" for split in ("val", "train")]
+
+    def stop(*told):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "write_metrics", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tasks.run(str(run_dir), "segmentation", *uris, settings=settings, out=tmp_path)
+    tasks.run(str(run_dir), "segmentation", *uris, settings=settings, out=tmp_path)
+    assert "Going on from step 2" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("fit.pt"))
 
 
 @pytest.mark.parametrize("head", ["linear", "multi_linear", "upernet", "zero_shot"])

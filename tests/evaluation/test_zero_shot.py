@@ -30,8 +30,11 @@ def test_a_perfectly_wrong_predictor_is_never_right():
 
 
 def test_a_constant_encoder_is_never_right():
-    metrics = run(plain.ConstantEncoder(), plain.Colours([0, 1, 2, 3, 4, 5, 6])).metrics
+    outcome = run(plain.ConstantEncoder(), plain.Colours([0, 1, 2, 3, 4, 5, 6]))
+    metrics = outcome.metrics
     assert metrics["top1"] == metrics["top5"] == metrics["mean_per_class"] == 0
+    assert [one["top1"] for one in outcome.details["classes"]] == [0] * 7  # in the report, too
+    assert sum(outcome.details["confusion"][i][i] for i in range(7)) == 0
 
 
 def test_accuracies_by_hand():

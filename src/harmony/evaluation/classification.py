@@ -26,6 +26,20 @@ def ranks_of(scores: Tensor, labels: Tensor) -> Tensor:
     return (~(scores < own)).sum(dim=1).clamp(min=1)
 
 
+def taken_for(scores: Tensor, labels: Tensor, ranks: Tensor) -> Tensor:
+    """(N,) the class each image is taken for: the true one where it is first, else the best of the others.
+
+    So what is shown class by class agrees with the accuracies, which count a tie against.
+
+    Args:
+        scores: (N, C) float.
+        labels: (N,) the true class.
+        ranks: (N,) its rank.
+    """
+    others = scores.scatter(1, labels[:, None], float("-inf")).argmax(dim=1)
+    return torch.where(ranks == 1, labels, others)
+
+
 def accuracy(ranks: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
     """Top-1, top-5 (where there are more than five classes) and mean per class, each with its chance level.
 

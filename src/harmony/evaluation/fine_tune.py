@@ -15,7 +15,7 @@ from harmony import ranks
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.class_labels import read_labels, training_labels
-from harmony.evaluation.classification import accuracy, class_details, ranks_of
+from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
 from harmony.evaluation.encoders import hash_of
 from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.fine_tune_batches import FineTuneBatches, FineTuneLoss
@@ -172,7 +172,8 @@ def evaluate(model: nn.Module, setup: Setup, positions: Any) -> tuple[Read, Tens
             with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.fine_tune.precision == "bf16"):
                 scores = model(pixels).float().cpu()[labels >= 0]
             labels = labels[labels >= 0]
-            found.append((ranks_of(scores, labels), scores.argmax(dim=1)))
+            true_ranks = ranks_of(scores, labels)
+            found.append((true_ranks, taken_for(scores, labels, true_ranks)))
             batch.labels, batch.captions = labels.tolist(), []
         read.add(batch)
     return _joined(read, found, setup.data.uri)

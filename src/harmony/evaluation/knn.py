@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harmony import ranks
 from harmony.errors import UserError
-from harmony.evaluation.classification import accuracy, class_details, ranks_of
+from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
 from harmony.evaluation.labelled import Labelled, counts, labelled_pair, missing_pair
 from harmony.evaluation.progress import say, track
 from harmony.evaluation.ranking import TIE
@@ -185,8 +185,7 @@ def judged(
         votes = torch.zeros(len(near), classes, dtype=weights.dtype).scatter_add_(1, voters[rows, :k], weights)
         own = votes.gather(1, label[:, None]) * math.exp(-TIE / temperature)  # what is left of it at worst
         true_ranks[rows] = ranks_of(votes.scatter(1, label[:, None], own), label)
-        others = votes.scatter(1, label[:, None], float("-inf")).argmax(dim=1)
-        predicted[rows] = torch.where(true_ranks[rows] == 1, label, others)
+        predicted[rows] = taken_for(votes, label, true_ranks[rows])
     return true_ranks, predicted
 
 

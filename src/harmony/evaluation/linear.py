@@ -20,9 +20,8 @@ from torch import Tensor
 from harmony import ranks
 from harmony.disk import room_explained
 from harmony.errors import UserError
-from harmony.evaluation.classification import accuracy, class_details, ranks_of
+from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
 from harmony.evaluation.features import LAYERS
-from harmony.evaluation.fitting import forget
 from harmony.evaluation.labelled import missing_pair
 from harmony.evaluation.linear_data import Inputs, Labelled, split, train_and_test
 from harmony.evaluation.linear_sgd import MOMENTUM, train_heads
@@ -80,15 +79,15 @@ def run(setup: Setup) -> Outcome:
     train, test, names = train_and_test(setup)
     grid, chosen, classifier = _learned(setup, train, len(names))
     scores = classifier.scores(chosen.inputs.of(test.cls, test.patches).to(setup.encoder.device)).cpu()
-    metrics = accuracy(ranks_of(scores, test.labels), test.labels, len(names))
+    true_ranks = ranks_of(scores, test.labels)
+    metrics = accuracy(true_ranks, test.labels, len(names))
     if chosen.validation_top1 is not None:
         metrics["validation_top1"] = chosen.validation_top1
     metrics |= {"examples": len(test), "unlabelled": test.unlabelled, "bad_examples": test.bad}
     metrics |= {"train_examples": len(train), "train_unlabelled": train.unlabelled, "train_bad_examples": train.bad}
     if setup.work is not None:
         _save(classifier, setup.work / "classifier.safetensors", chosen)
-    forget(setup.work)
-    details = class_details(scores.argmax(dim=1), test.labels, names)
+    details = class_details(taken_for(scores, test.labels, true_ranks), test.labels, names)
     name = "regularisation" if setup.config.linear.mode == "lbfgs" else "lr"
     details["grid"] = [one.row(name) | {"chosen": one == chosen} for one in grid]
     if setup.config.linear.mode == "lbfgs":

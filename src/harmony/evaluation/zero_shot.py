@@ -14,12 +14,15 @@ from torch import Tensor
 
 from harmony.errors import UserError
 from harmony.evaluation.class_names import names_for
-from harmony.evaluation.classification import accuracy, class_details
+from harmony.evaluation.classification import accuracy, class_details, taken_for
 from harmony.evaluation.features import Features
 from harmony.evaluation.ranking import best_ranks
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.task import Card, Setup
 from harmony.evaluation.templates import load_templates, prompts
+
+ROWS = 16384
+"""Images that are compared with the classes at a time."""
 
 
 def missing(setup: Setup) -> str | None:
@@ -69,7 +72,9 @@ def run(setup: Setup) -> Outcome:
     ranks = best_ranks(embeddings, classes, (torch.arange(len(labels)), labels), device=features.encoder.device)
     metrics = accuracy(ranks, labels, len(names))
     metrics |= {"examples": len(labels), "unlabelled": int((~labelled).sum()), "bad_examples": len(images.bad)}
-    predicted = (embeddings @ classes.T).argmax(dim=1)
+    # In parts: a million images have a billion similarities to a thousand classes.
+    parts = [part.split(ROWS) for part in (embeddings, labels, ranks)]
+    predicted = torch.cat([taken_for(some @ classes.T, own, rank) for some, own, rank in zip(*parts, strict=True)])
     return Outcome(metrics, class_details(predicted, labels, names) | {"templates": list(templates)})
 
 

@@ -19,7 +19,7 @@ from harmony import ranks
 from harmony.disk import room_explained
 from harmony.errors import UserError
 from harmony.evaluation.encoder import uneven
-from harmony.evaluation.fitting import Group, fit, forget
+from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.segmentation.crops import TrainingCrops
@@ -114,7 +114,6 @@ def run(setup: Setup) -> Outcome:
         usual = int(counted.pixels.argmax())
         extra = {"train_images": len(counted.usable), "train_bad_examples": len(counted.bad)}
     measured = measure(segmenter, setup)
-    forget(setup.work)
     return Outcome(_metrics(measured, usual) | extra, _details(measured, setup))
 
 
