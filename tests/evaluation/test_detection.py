@@ -169,6 +169,8 @@ def test_what_does_not_fit_is_said_in_one_sentence(encoder):
     assert "needs boxes, and colours: has none" in detection.missing(setup(encoder, plain.Colours([0, 1])))
     assert "needs boxes to learn from" in detection.missing(setup(encoder, train=plain.Colours([0, 1])))
     assert "(cell) and of things:val (thing) differ" in detection.missing(setup(encoder, train=renamed()))
+    same = Things()
+    assert "would be measured on what it learned from, things:train" in detection.missing(setup(encoder, same, same))
     one = setup(encoder)
     one.train = None
     assert "--train-data" in detection.missing(one)

@@ -97,6 +97,15 @@ class Oracle(Segmenter):
         return one_hot.view(*colours.shape[:3], 7).movedim(-1, 1)
 
 
+def test_the_order_of_scales_does_not_matter():
+    encoder, data = PatchColours(), squares(7)
+    counts = [
+        measure(Oracle(encoder), Setup(encoder, data, None, config(short_side=None, test_scales=scales))).confusion
+        for scales in ((1.0, 0.25), (0.25, 1.0))
+    ]
+    assert torch.equal(counts[0].counts, counts[1].counts)
+
+
 @pytest.mark.parametrize("changes", [{}, {"test_scales": (1.0, 2.0), "test_flip": True}])
 def test_a_perfect_predictor_scores_one_and_a_wrong_one_nothing(changes):
     encoder, data = PatchColours(), squares(7)
@@ -256,6 +265,8 @@ def test_what_does_not_fit_is_said_in_one_sentence(train, data):
     other = Kept(data.examples, ["ground", "sky"], "other:")
     assert "the classes of scenes:train" in why(other)
     assert "(ground, red, orange, yellow, green, ... 9 in all) are not those of other: (ground, sky)" in why(other)
+    assert "segmentation would be measured on what it learned from, scenes:val" in why(data, train=data)
+    assert "has 'sky' alone" in why(Kept(data.examples, ["sky"]))
     blind_to_words = PatchColours()
     blind_to_words.reads_text = False
     assert "needs a text tower" in why(data, encoder=blind_to_words, head="zero_shot")

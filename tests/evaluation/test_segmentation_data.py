@@ -152,6 +152,9 @@ def test_training_leaves_out_what_cannot_be_used(capsys):
 def test_training_on_nothing_is_refused():
     with pytest.raises(UserError, match=r"no example of kept: can be used: broken-0 is truncated"):
         count_classes(Broken(squares(2).examples, ["a"]), 0, MOST)
+    single = Kept([Example("a", Image.new("RGB", (3, 2)), mask=np.full((2, 3), 1, np.uint8))], ["x", "y"])
+    with pytest.raises(UserError, match="all labelled pixels of kept: are 'y'; learning needs two classes or more"):
+        count_classes(single, 0, MOST)
     empty = Kept([Example("a", Image.new("RGB", (3, 2)), mask=np.full((2, 3), 255, np.uint8))], ["x"])
     with pytest.raises(UserError, match="no pixel of kept: belongs to a class"):
         count_classes(empty, 0, MOST)

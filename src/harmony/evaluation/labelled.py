@@ -68,9 +68,7 @@ def missing_pair(setup: Setup, task: str) -> str | None:
     for source in (data, train):
         if not source.has_labels():
             return f"{task} needs labels, and {source.uri} has none; give it data with classes"
-    if train.class_names == data.class_names and train.stamp() == data.stamp() and len(train) == len(data):
-        return f"{task} would be measured on what it learned from, {data.uri}; name other --train-data"
-    return _other_classes(train, data)
+    return _other_classes(train, data) or setup.measured_on_training(task)
 
 
 def _other_classes(train: Source, data: Source) -> str | None:

@@ -71,6 +71,13 @@ class Setup:
         """Side in px of the images that the encoder is given."""
         return self.config.size or self.encoder.size
 
+    def measured_on_training(self, task: str) -> str | None:
+        """Why a result would say nothing: the data measured on are those learned from; None where they are others."""
+        train, data = self.train, self.data
+        if train is None or len(train) != len(data) or train.stamp() != data.stamp():
+            return None
+        return f"{task} would be measured on what it learned from, {data.uri}; name other --train-data"
+
     def features(self, source: Source) -> Features:
         """What the encoder makes of a source; encoded once, whichever tasks ask."""
         if source not in self._features:

@@ -46,7 +46,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {setup.train.uri} ({_listed(setup.train.object_names)}) and of {setup.data.uri} "
             f"({_listed(setup.data.object_names)}) differ; give both the same categories in the same order"
         )
-    return uneven(setup.size, setup.encoder.patch)
+    return uneven(setup.size, setup.encoder.patch) or setup.measured_on_training("detection")
 
 
 def card(setup: Setup) -> Card:

@@ -36,6 +36,8 @@ def missing(setup: Setup) -> str | None:
     data, train, encoder = setup.data, setup.train, setup.encoder
     if not data.mask_names:
         return f"segmentation needs a mask for each image, and {data.uri} has none; name data with masks"
+    if len(data.mask_names) < 2:
+        return f"segmentation tells classes apart, and {data.uri} has {data.mask_names[0]!r} alone; use data with more"
     if setup.size % encoder.patch:
         return uneven(setup.size, encoder.patch)
     if setup.config.segmentation.head == "zero_shot":
@@ -51,7 +53,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {train.uri} ({_few(train.mask_names)}) are not those of {data.uri} "
             f"({_few(data.mask_names)}); use data with the same classes in the same order"
         )
-    return None
+    return setup.measured_on_training("segmentation")
 
 
 def _few(names: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ class Picture:
 
     Attributes:
         position: in its source.
-        pixels: (3, h, w) uint8, one for each scale that it is predicted at; the first is the one at scale 1.
+        pixels: (3, h, w) uint8, one for each scale that it is predicted at.
         mask: (H, W) int32 at the image's own size.
         bad: (key, reason), None for a good one.
     """
@@ -161,7 +161,7 @@ def count_classes(source: Source, workers: Any, max_pixels: int) -> Counted:
     """Read every image and mask once: which can be used, and which classes they show.
 
     Raises:
-        UserError: none can be used, or none has a pixel that belongs to a class.
+        UserError: none can be used, none has a pixel that belongs to a class, or all such pixels are of one.
     """
     mine = range(ranks.rank(), len(source), ranks.count())
     pictures = Pictures(source, mine, None, (), max_pixels)
@@ -181,8 +181,12 @@ def count_classes(source: Source, workers: Any, max_pixels: int) -> Counted:
         [one for part in found for one in part[2]],
     )
     tell_bad(source, counted.bad, len(source))
-    if not counted.pixels.sum():
+    there = counted.pixels.nonzero().flatten().tolist()
+    if not there:
         raise UserError(f"no pixel of {source.uri} belongs to a class; correct its masks")
+    if len(there) == 1:
+        only = (source.mask_names or [])[there[0]]
+        raise UserError(f"all labelled pixels of {source.uri} are {only!r}; learning needs two classes or more")
     return counted
 
 

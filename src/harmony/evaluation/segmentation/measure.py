@@ -1,6 +1,7 @@
 """A trained head measured on whole images, and what the report shows of it."""
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,9 +70,10 @@ def measure(segmenter: Segmenter, setup: Setup) -> Measured:
     config, device = setup.config.segmentation, setup.encoder.device
     positions = positions_of(setup)
     shown = {positions[place] for place in spread(len(positions), EXAMPLES)}
-    pictures = Pictures(
-        setup.data, positions[ranks.rank() :: ranks.count()], short_side(setup), config.test_scales, setup.max_pixels
-    )
+    # Scores are averaged at the first scale's size: that nearest to 1, whatever the order they are given in.
+    scales = sorted(config.test_scales, key=lambda scale: abs(math.log(scale)))
+    mine = positions[ranks.rank() :: ranks.count()]
+    pictures = Pictures(setup.data, mine, short_side(setup), scales, setup.max_pixels)
     confusion = Confusion(len(setup.data.mask_names or []), device)
     images, broken = 0, 0
     bad: list[tuple[str, str]] = []
@@ -102,7 +104,7 @@ def measure(segmenter: Segmenter, setup: Setup) -> Measured:
 
 
 def predict(segmenter: Callable[[Tensor], Tensor], setup: Setup, scales: list[Tensor]) -> Tensor:
-    """(C, h, w) scores of an image that is given at several scales, (3, h, w) uint8, the first at scale 1."""
+    """(C, h, w) scores of an image that is given at several scales, (3, h, w) uint8; of the size of the first."""
     config, encoder = setup.config.segmentation, setup.encoder
     stride = stride_of(setup.size, config.stride, encoder.patch)
     window = partial(slide, segmenter, size=setup.size, stride=stride, batch_size=setup.config.batch_size)
