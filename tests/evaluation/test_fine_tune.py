@@ -89,6 +89,17 @@ def test_other_kinds_of_models_have_layers_too():
     assert factors[id(model.layer1[0].conv1.weight)] > factors[id(model.conv1.weight)]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_a_layer_has_its_rate_whether_the_head_is_in_the_model_or_on_it(name):
+    def factors(classes):
+        model = timm.create_model(name, num_classes=classes)
+        scales = {id(p): group.lr_scale for group in layer_groups(model, 0.5) for p in group.parameters}
+        return {key: scales[id(parameter)] for key, parameter in model.named_parameters()}
+
+    inside, on = factors(3), factors(0)
+    assert on == {key: inside[key] for key in on}
+
+
 # -- augmentation and mixing --------------------------------------------------------------------------------------
 
 

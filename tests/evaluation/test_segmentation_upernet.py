@@ -44,7 +44,10 @@ def test_models_with_maps_of_several_sizes_are_taken_as_they_are(name):
     assert sides == sorted(sides, reverse=True)
     assert len(set(sides)) > 1
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3, sides[0], sides[0])
-    assert parameter_groups(model, 0.7, 0.1)
+    groups = parameter_groups(model, 0.7, 0.1)
+    scales = {id(p): group.lr_scale for group in groups for p in group.parameters}
+    last = backbone.layer4[-1].conv2 if name == "test_resnet" else backbone.stages[-1].blocks[-1].mlp.fc1
+    assert scales[id(last.weight)] == pytest.approx(0.1)
 
 
 def test_models_without_maps_are_refused():

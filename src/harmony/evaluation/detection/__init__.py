@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
-from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from harmony import ranks
@@ -26,6 +24,7 @@ from harmony.evaluation.detection.windows import WindowedViT
 from harmony.evaluation.encoder import uneven
 from harmony.evaluation.features import BAD_SHOWN, spread
 from harmony.evaluation.fitting import Group, fit
+from harmony.evaluation.layer_decay import head_groups, layer_groups
 from harmony.evaluation.progress import say
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
@@ -121,27 +120,10 @@ def build(setup: Setup) -> Detector:
 
 
 def groups(detector: Detector, config: DetectionConfig) -> list[Group]:
-    """The encoder's parameters by block, each with a smaller learning rate than the next; then all others.
-
-    timm counts from the last block as if it had no decay; here the heads come after it, as in ViTDet.
-    """
-    model: VisionTransformer = detector.trunk.model
-    by_layer = param_groups_layer_decay(
-        model,
-        weight_decay=1.0,  # read as a yes; how much is the settings' affair
-        no_weight_decay_list=model.no_weight_decay(),
-        layer_decay=config.layer_decay,
-    )
-    own = {id(parameter) for parameter in model.parameters()}
+    """The encoder's parameters by block, each with a smaller learning rate than the next; then all others."""
+    own = {id(parameter) for parameter in detector.trunk.parameters()}
     new = [parameter for parameter in detector.parameters() if id(parameter) not in own]
-    return [
-        *(
-            Group(group["params"], group["lr_scale"] * config.layer_decay, group["weight_decay"] > 0)
-            for group in by_layer
-        ),
-        Group([parameter for parameter in new if parameter.ndim > 1]),
-        Group([parameter for parameter in new if parameter.ndim <= 1], decays=False),
-    ]
+    return layer_groups(detector.trunk.model, config.layer_decay) + head_groups(new)
 
 
 def _train(detector: Detector, setup: Setup) -> None:

@@ -20,11 +20,12 @@ from harmony.disk import room_explained
 from harmony.errors import UserError
 from harmony.evaluation.encoder import uneven
 from harmony.evaluation.fitting import Group, fit
+from harmony.evaluation.layer_decay import head_groups
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.segmentation.crops import TrainingCrops
 from harmony.evaluation.segmentation.data import count_classes, require_usable
-from harmony.evaluation.segmentation.heads import MULTI_LAYERS, LinearSegmenter, Segmenter, head_groups, patch_width
+from harmony.evaluation.segmentation.heads import MULTI_LAYERS, LinearSegmenter, Segmenter, patch_width
 from harmony.evaluation.segmentation.measure import Measured, measure, positions_of, short_side
 from harmony.evaluation.segmentation.upernet import UPerNet, parameter_groups
 from harmony.evaluation.segmentation.zero_shot import ZeroShotSegmenter

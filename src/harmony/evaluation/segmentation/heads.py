@@ -3,7 +3,6 @@
 Shapes: B images, C classes, D width of a token, h x w patches, E width of the space shared with texts.
 """
 
-from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from harmony import ranks
 from harmony.errors import UserError
 from harmony.evaluation.encoder import Encoder
-from harmony.evaluation.fitting import Group
 from harmony.evaluation.segmentation.scores import IGNORE
 
 MULTI_LAYERS = 4
@@ -94,12 +92,3 @@ def patch_width(encoder: Encoder, size: int, layers: int) -> int:
             "evaluate a plain ViT or set a larger size"
         )
     return sum(layer.patches.shape[1] for layer in given)
-
-
-def head_groups(named: Iterable[nn.Parameter]) -> list[Group]:
-    """A head's parameters at the full learning rate, weight decay on matrices alone."""
-    parameters = list(named)
-    return [
-        Group([one for one in parameters if one.ndim > 1]),
-        Group([one for one in parameters if one.ndim <= 1], decays=False),
-    ]

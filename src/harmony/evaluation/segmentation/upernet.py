@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from harmony.errors import UserError
 from harmony.evaluation.fitting import Group
-from harmony.evaluation.segmentation.heads import Segmenter, head_groups, pixel_loss
+from harmony.evaluation.layer_decay import head_groups, layer_groups
+from harmony.evaluation.segmentation.heads import Segmenter, pixel_loss
 
 BINS = (1, 2, 3, 6)
 """Pyramid pooling's grids (PSPNet, arXiv 1612.01105)."""
@@ -122,11 +122,12 @@ def taps(depth: int) -> list[int]:
 
 
 def parameter_groups(model: UPerNet, layer_decay: float, lr_scale: float) -> list[Group]:
-    """The encoder's blocks with learning rates that fall towards the input, and the head with the full one."""
-    backbone = model.backbone
-    never: Any = getattr(backbone, "no_weight_decay", set)
-    layers = param_groups_layer_decay(backbone, weight_decay=1.0, no_weight_decay_list=never(), layer_decay=layer_decay)
-    groups = [Group(one["params"], one["lr_scale"] * lr_scale, one["weight_decay"] > 0) for one in layers]
+    """The encoder's blocks with learning rates that fall from `lr_scale` towards the input, the head with the full one.
+
+    The norm behind the last block, which the head does not see, is counted one layer up.
+    """
+    layers = layer_groups(model.backbone, layer_decay)
+    groups = [Group(one.parameters, one.lr_scale * lr_scale / layer_decay, one.decays) for one in layers]
     head = [value for name, value in model.named_parameters() if not name.startswith("backbone.")]
     return groups + head_groups(head)
 
