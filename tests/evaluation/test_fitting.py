@@ -169,6 +169,18 @@ def test_batches_that_cannot_be():
         Noisy(0, FitConfig())
 
 
+class Gone(Noisy):
+    def make(self, positions):
+        raise UserError("photo-3 of folder:x is truncated, although it could be read before; correct the data")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_worker_finds_wrong_is_said_in_the_same_sentence(workers):
+    with pytest.raises(UserError) as error:
+        next(iter(Gone(10, CONFIG).from_step(0, workers, torch.device("cpu"))))
+    assert str(error.value) == "photo-3 of folder:x is truncated, although it could be read before; correct the data"
+
+
 def test_it_learns():
     _, _, curve = trained(config=FitConfig(steps=300, train_batch_size=5, lr=0.05), noisy=0.0)
     assert curve[-1][1] < 0.5 * curve[0][1]

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harmony import ranks
+from harmony.data.decode import decode
+from harmony.data.sources import BadExample, Source
 from harmony.data.workers import AHEAD, allow_open_files, count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.progress import say
@@ -17,6 +19,21 @@ from harmony.evaluation.settings.base import FitConfig
 from harmony.training.distributed import TrainingError
 
 BatchT = TypeVar("BatchT")
+
+
+def read_again(source: Source, position: int, max_pixels: int) -> Tensor:
+    """(3, H, W) uint8, an image that could be read before the training.
+
+    Raises:
+        UserError: it cannot be read any more.
+    """
+    try:
+        example = source[position]
+        return decode(example.image, max_pixels, example.key)
+    except BadExample as bad:
+        raise UserError(
+            f"{bad.key} of {source.uri} {bad.reason}, although it could be read before; correct the data"
+        ) from None
 
 
 class Batches(Dataset[BatchT], Generic[BatchT]):
@@ -88,6 +105,8 @@ class Batches(Dataset[BatchT], Generic[BatchT]):
         )
         try:
             yield from loader
+        except UserError as error:  # of a worker it comes with the worker's traceback around it
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
         except RuntimeError as error:
             if re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
                 raise TrainingError(

@@ -15,8 +15,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from harmony.data.decode import decode
 from harmony.data.sources import Source
+from harmony.evaluation.batches import read_again
 from harmony.evaluation.class_labels import Labels
 from harmony.evaluation.encoder import Encoder
 from harmony.evaluation.fitting import Batches
@@ -49,10 +49,8 @@ class FineTuneBatches(Batches[Batch]):
         self._augment = augmentation(size, config, mean)
 
     def make(self, positions: Sequence[int]) -> Batch:
-        crops = []
-        for place in self._labels.positions[positions].tolist():
-            example = self._source[place]
-            crops.append(self._augment(decode(example.image, self._max_pixels, example.key)))
+        places = self._labels.positions[positions].tolist()
+        crops = [self._augment(read_again(self._source, place, self._max_pixels)) for place in places]
         return torch.stack(crops), self._labels.labels[positions]
 
 

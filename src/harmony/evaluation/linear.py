@@ -6,19 +6,15 @@ held out; the test set is looked at once, when everything is chosen.
 Shapes: N images, D width of a probe's inputs, C classes.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from harmony import ranks
-from harmony.disk import room_explained
 from harmony.errors import UserError
 from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
 from harmony.evaluation.features import LAYERS
@@ -29,6 +25,7 @@ from harmony.evaluation.logistic import Classifier, Problem
 from harmony.evaluation.progress import track
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.weights_file import save_weights
 
 
 def missing(setup: Setup) -> str | None:
@@ -86,7 +83,9 @@ def run(setup: Setup) -> Outcome:
     metrics |= {"examples": len(test), "unlabelled": test.unlabelled, "bad_examples": test.bad}
     metrics |= {"train_examples": len(train), "train_unlabelled": train.unlabelled, "train_bad_examples": train.bad}
     if setup.work is not None:
-        _save(classifier, setup.work / "classifier.safetensors", chosen)
+        weight, bias = classifier.raw()  # for features as the encoder gives them
+        about = {"layers": str(chosen.inputs.layers), "pooling": chosen.inputs.pooling}
+        save_weights(setup.work / "classifier.safetensors", {"weight": weight, "bias": bias}, about)
     details = class_details(taken_for(scores, test.labels, true_ranks), test.labels, names)
     name = "regularisation" if setup.config.linear.mode == "lbfgs" else "lr"
     details["grid"] = [one.row(name) | {"chosen": one == chosen} for one in grid]
@@ -199,19 +198,3 @@ def _agreed(grid: Sequence[Tried], device: torch.device) -> list[Tried]:
     )
     ranks.broadcast([numbers])
     return [Tried(one.inputs, one.value, *row) for one, row in zip(grid, numbers.tolist(), strict=True)]
-
-
-def _save(classifier: Classifier, path: Path, chosen: Tried) -> None:
-    """Leave the weights for features as the encoder gives them, all or nothing."""
-    if not ranks.is_main():
-        return
-    weight, bias = classifier.raw()
-    about = {"layers": str(chosen.inputs.layers), "pooling": chosen.inputs.pooling}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with room_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({"weight": weight.contiguous().cpu(), "bias": bias.contiguous().cpu()}, aside, about)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from harmony.data.decode import decode
-from harmony.data.sources import BadExample
-from harmony.errors import UserError
+from harmony.evaluation.batches import read_again
 from harmony.evaluation.encoders import hash_of
 from harmony.evaluation.fitting import Batches, Group, fit
 from harmony.evaluation.linear_data import Inputs, Labelled
@@ -49,17 +47,9 @@ class Augmented(Batches[tuple[Tensor, Tensor]]):
         self._augment = v2.Compose([crop, v2.RandomHorizontalFlip()])
 
     def make(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        pixels = [self._augment(self._read(int(self._indices[position]))) for position in positions]
+        places = self._indices[list(positions)].tolist()
+        pixels = [self._augment(read_again(self._source, place, self._max_pixels)) for place in places]
         return torch.stack(pixels), self._labels[list(positions)]
-
-    def _read(self, index: int) -> Tensor:
-        try:
-            example = self._source[index]
-            return decode(example.image, self._max_pixels, example.key)
-        except BadExample as bad:
-            raise UserError(
-                f"{bad.key} of {self._source.uri} {bad.reason}, although it could be read before; correct the data"
-            ) from None
 
 
 class Heads(nn.Module):

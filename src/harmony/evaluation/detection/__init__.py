@@ -5,15 +5,12 @@ A plain ViT with a simple feature pyramid and mostly windowed attention (arXiv 2
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from harmony import ranks
 from harmony.data.sources import BadExample, Source
-from harmony.disk import room_explained
 from harmony.errors import UserError
 from harmony.evaluation.detection.batches import Batch, DetectionBatches, moved
 from harmony.evaluation.detection.details import details_of
@@ -30,6 +27,8 @@ from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.settings import DetectionConfig
 from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.weights_file import save_weights
+from harmony.training.distributed import everyones
 
 
 def missing(setup: Setup) -> str | None:
@@ -105,8 +104,8 @@ def run(setup: Setup) -> Outcome:
         "empty_boxes": sum(page.empty for page in pages),
         "bad_examples": len(bad),
     }
-    if setup.work is not None and ranks.is_main():
-        _keep(detector, setup.work)
+    if setup.work is not None:
+        save_weights(setup.work / "model.safetensors", detector.state_dict())
     return Outcome(metrics, details_of(pages, names, boxes, masks))
 
 
@@ -157,7 +156,8 @@ def _train(detector: Detector, setup: Setup) -> None:
             "masks": with_masks,
         },
     )
-    if bad:
+    bad = set().union(*everyones(bad))
+    if bad and ranks.is_main():
         shown = "; ".join(sorted(bad)[:BAD_SHOWN])
         say(f"{len(bad):,} training images cannot be read, and the ones after them were taken twice: {shown}")
 
@@ -185,19 +185,6 @@ def _tell(bad: list[tuple[str, str]], count: int, source: Source) -> None:
         raise UserError(f"no example of {source.uri} can be read: {named or 'it is empty'}; correct the data")
     if bad and ranks.is_main():
         say(f"{len(bad):,} examples of {source.uri} cannot be read and are left out: {named}")
-
-
-def _keep(detector: Detector, work: Path) -> None:
-    """Leave the weights, all or nothing."""
-    path = work / "model.safetensors"
-    aside = path.with_name(f".{path.name}")
-    with room_explained(path):
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _listed(names: list[str]) -> str:

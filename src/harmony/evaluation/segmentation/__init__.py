@@ -8,15 +8,11 @@ zero_shot      nothing is trained: a patch is the class whose name the text towe
 Measured at the images' own size, over the pixels of all images together.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harmony import ranks
-from harmony.disk import room_explained
 from harmony.errors import UserError
 from harmony.evaluation.encoder import uneven
 from harmony.evaluation.fitting import Group, fit
@@ -30,6 +26,7 @@ from harmony.evaluation.segmentation.measure import Measured, measure, positions
 from harmony.evaluation.segmentation.upernet import UPerNet, parameter_groups
 from harmony.evaluation.segmentation.zero_shot import ZeroShotSegmenter
 from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.weights_file import save_weights
 
 
 def missing(setup: Setup) -> str | None:
@@ -183,19 +180,8 @@ def train(segmenter: Segmenter, groups: Sequence[Group], usable: Sequence[int], 
     )
     # Where batch norm does not cross ranks, each has seen other crops; all go on with the first one's.
     ranks.broadcast(list(segmenter.state_dict().values()))
-    if setup.work is not None and ranks.is_main():
-        _save(segmenter, setup.work / "model.safetensors")
-
-
-def _save(segmenter: Segmenter, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with room_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}, aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    if setup.work is not None:
+        save_weights(setup.work / "model.safetensors", segmenter.state_dict())
 
 
 def _metrics(measured: Measured, usual: int | None) -> dict[str, float]:
