@@ -15,6 +15,7 @@ from harmony.data.decode import decode
 from harmony.data.sources import BadExample, Source
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
+from harmony.evaluation.classification import require_named
 from harmony.evaluation.progress import say, track
 from harmony.evaluation.seeds import generator
 from harmony.evaluation.settings import EvaluationConfig
@@ -137,11 +138,7 @@ def _check(source: Source, labels: Sequence[int], names: Sequence[str], bad: Seq
     if not labels:
         why = f"; {len(bad):,} cannot be read ({bad[0][0]} {bad[0][1]})" if bad else ""
         raise UserError(f"no example of {source.uri} has a label{why}; give it labelled data")
-    if max(labels) >= len(names):
-        raise UserError(
-            f"{source.uri} has the label {max(labels)} but only {len(names)} class names (labels count from 0); "
-            "give it one name a class"
-        )
+    require_named(max(labels), names, source.uri)
 
 
 class _Reader(Dataset[list[tuple[int, int, str]]]):

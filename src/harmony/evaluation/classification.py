@@ -9,10 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmony.errors import UserError
 from harmony.evaluation.ranking import recall
 
 MOST_CLASSES_IN_CONFUSION = 100
 """Larger confusion matrices are not kept: nobody can read them."""
+
+
+def require_named(highest: int, names: Sequence[str], uri: str) -> None:
+    """UserError when the highest label of a source has no name."""
+    if highest >= len(names):
+        raise UserError(
+            f"{uri} has the label {highest} but only {len(names)} class names (labels count from 0); "
+            "give it one name a class"
+        )
 
 
 def ranks_of(scores: Tensor, labels: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class Features:
             lambda shard: crops.some_readable(shard["bad_indices"].tolist()),
         )
         images = ImageFeatures(shards)
-        self._tell(images.bad, len(positions))
+        tell_bad(self.source.uri, images.bad, len(positions))
         return images
 
     def _facts(self, examples: int) -> dict[str, Any]:
@@ -237,14 +237,6 @@ class Features:
             num_workers=max(0, min(workers, len(batches) - 1)),  # a single batch is made here
             worker_init_fn=start_worker,
         )
-
-    def _tell(self, bad: list[tuple[str, str]], examples: int) -> None:
-        """Show which examples were left out; UserError when nothing is left."""
-        named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
-        if len(bad) == examples:
-            raise UserError(f"no example of {self.source.uri} can be read: {named or 'it is empty'}; correct the data")
-        if bad and ranks.is_main():
-            say(f"{len(bad):,} examples of {self.source.uri} cannot be read and are left out: {named}")
 
 
 @dataclass
@@ -363,6 +355,15 @@ def _finite(features: Tensor, what: str) -> Tensor:
             f"the encoder's embeddings of {what} are not finite; its weights are damaged, evaluate another checkpoint"
         )
     return features
+
+
+def tell_bad(uri: str, bad: Sequence[tuple[str, str]], examples: int, what: str = "read") -> None:
+    """Show which examples were left out, as (key, reason); UserError when nothing is left."""
+    named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
+    if len(bad) == examples:
+        raise UserError(f"no example of {uri} can be {what}: {named or 'it is empty'}; correct the data")
+    if bad and ranks.is_main():
+        say(f"{len(bad):,} examples of {uri} cannot be {what} and are left out: {named}")
 
 
 def spread(count: int, most: int | None) -> Sequence[int]:

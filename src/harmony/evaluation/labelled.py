@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harmony.data.sources import Source
 from harmony.errors import UserError
+from harmony.evaluation.classification import require_named
 from harmony.evaluation.features import ImageFeatures
 from harmony.evaluation.store import Shard
 from harmony.evaluation.task import Setup
@@ -96,11 +97,8 @@ def labelled(setup: Setup, source: Source) -> Labelled:
     if not len(labels):
         raise UserError(f"no example of {source.uri} has a label; give it labelled data")
     names = source.class_names
-    if names is not None and int(labels.max()) >= len(names):
-        raise UserError(
-            f"{source.uri} has the label {int(labels.max())} but only {len(names)} class names (labels count from 0); "
-            "give it one name a class"
-        )
+    if names is not None:
+        require_named(int(labels.max()), names, source.uri)
     return Labelled(images, labels, len(images) - len(labels))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harmony.errors import UserError
 from harmony.evaluation.class_names import names_for
-from harmony.evaluation.classification import accuracy, class_details, taken_for
+from harmony.evaluation.classification import accuracy, class_details, require_named, taken_for
 from harmony.evaluation.features import Features
 from harmony.evaluation.ranking import best_ranks
 from harmony.evaluation.results import Outcome
@@ -94,8 +94,4 @@ def _check_names(names: list[str]) -> None:
 def _check_labels(labels: Tensor, names: list[str], uri: str) -> None:
     if not len(labels):
         raise UserError(f"no example of {uri} has a label; zero_shot needs labelled data")
-    if int(labels.max()) >= len(names):
-        raise UserError(
-            f"{uri} has the label {int(labels.max())} but only {len(names)} class names (labels count from 0); "
-            "give it one name a class"
-        )
+    require_named(int(labels.max()), names, uri)

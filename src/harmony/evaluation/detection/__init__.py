@@ -19,7 +19,7 @@ from harmony.evaluation.detection.evaluator import evaluate
 from harmony.evaluation.detection.finding import find
 from harmony.evaluation.detection.windows import WindowedViT
 from harmony.evaluation.encoder import uneven
-from harmony.evaluation.features import BAD_SHOWN, spread
+from harmony.evaluation.features import BAD_SHOWN, spread, tell_bad
 from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.layer_decay import head_groups, layer_groups
 from harmony.evaluation.progress import say
@@ -92,7 +92,7 @@ def run(setup: Setup) -> Outcome:
         setup.max_pixels,
         config.precision == "bf16",
     )
-    _tell(bad, len(positions), setup.data)
+    tell_bad(setup.data.uri, bad, len(positions))
     names = list(setup.data.object_names or ())
     boxes = evaluate(pages, names, masks=False)
     masks = evaluate(pages, names, masks=True) if detector.masks is not None else None
@@ -176,15 +176,6 @@ def _require_things(source: Source, positions: Sequence[int]) -> None:
         if things is not None and (~things.crowd & (things.boxes[:, 2:] > things.boxes[:, :2]).all(1)).any():
             return
     raise UserError(f"no image of {source.uri} has a box around a thing; correct its annotations")
-
-
-def _tell(bad: list[tuple[str, str]], count: int, source: Source) -> None:
-    """Show which examples were left out; UserError when nothing is left."""
-    named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
-    if len(bad) == count:
-        raise UserError(f"no example of {source.uri} can be read: {named or 'it is empty'}; correct the data")
-    if bad and ranks.is_main():
-        say(f"{len(bad):,} examples of {source.uri} cannot be read and are left out: {named}")
 
 
 def _listed(names: list[str]) -> str:

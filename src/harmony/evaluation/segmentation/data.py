@@ -20,12 +20,10 @@ from harmony.data.decode import decode
 from harmony.data.sources import BadExample, Example, Source
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
-from harmony.evaluation.progress import say, track
+from harmony.evaluation.features import tell_bad
+from harmony.evaluation.progress import track
 from harmony.evaluation.segmentation.scores import IGNORE
 from harmony.training.distributed import everyones
-
-BAD_SHOWN = 3
-"""Examples that cannot be used and are named; all are counted."""
 
 
 def read(source: Source, position: int, max_pixels: int) -> tuple[str, Tensor, Tensor]:
@@ -180,7 +178,7 @@ def count_classes(source: Source, workers: Any, max_pixels: int) -> Counted:
         sum((part[1] for part in found), torch.zeros_like(pixels)),
         [one for part in found for one in part[2]],
     )
-    tell_bad(source, counted.bad, len(source))
+    tell_bad(source.uri, counted.bad, len(source), "used")
     there = counted.pixels.nonzero().flatten().tolist()
     if not there:
         raise UserError(f"no pixel of {source.uri} belongs to a class; correct its masks")
@@ -204,14 +202,5 @@ def require_usable(source: Source, positions: Sequence[int], max_pixels: int) ->
             continue
         if (mask != IGNORE).any():
             return
-    tell_bad(source, bad, len(positions))
+    tell_bad(source.uri, bad, len(positions), "used")
     raise UserError(f"no pixel of {source.uri} belongs to a class; correct its masks")
-
-
-def tell_bad(source: Source, bad: Sequence[tuple[str, str]], of: int) -> None:
-    """Say which examples are left out; UserError when all are."""
-    named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
-    if len(bad) == of:
-        raise UserError(f"no example of {source.uri} can be used: {named or 'it is empty'}; correct the data")
-    if bad and ranks.is_main():
-        say(f"{len(bad):,} examples of {source.uri} cannot be used and are left out: {named}")

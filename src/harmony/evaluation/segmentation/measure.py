@@ -14,8 +14,8 @@ from torch import Tensor
 
 from harmony import ranks
 from harmony.errors import UserError
-from harmony.evaluation.features import spread
-from harmony.evaluation.segmentation.data import Pictures, resize_mask, size_at, tell_bad
+from harmony.evaluation.features import spread, tell_bad
+from harmony.evaluation.segmentation.data import Pictures, resize_mask, size_at
 from harmony.evaluation.segmentation.heads import Segmenter
 from harmony.evaluation.segmentation.inference import averaged, classes_at, slide, stride_of
 from harmony.evaluation.segmentation.scores import IGNORE, Confusion
@@ -92,7 +92,7 @@ def measure(segmenter: Segmenter, setup: Setup) -> Measured:
             examples.append(example(picture.position, truth, found))
     # Nothing above ends one rank alone, which would leave the others waiting here.
     everything = everyones((images, broken, bad, examples))
-    tell_bad(setup.data, [one for part in everything for one in part[2]], len(positions))
+    tell_bad(setup.data.uri, [one for part in everything for one in part[2]], len(positions), "used")
     if any(part[1] for part in everything):
         raise UserError("the scores of some pixels are not finite; the encoder's weights are damaged, use another one")
     return Measured(
