@@ -23,13 +23,14 @@ from harmony.evaluation.detection.detector import Detector
 from harmony.evaluation.detection.evaluator import evaluate
 from harmony.evaluation.detection.finding import find
 from harmony.evaluation.detection.windows import WindowedViT
+from harmony.evaluation.encoder import off_patch
 from harmony.evaluation.features import BAD_SHOWN, spread
 from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.progress import say
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.settings import DetectionConfig
-from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.task import Card, Setup, measured_on_itself
 
 
 def missing(setup: Setup) -> str | None:
@@ -45,11 +46,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {setup.train.uri} ({_listed(setup.train.object_names)}) and of {setup.data.uri} "
             f"({_listed(setup.data.object_names)}) differ; give both the same categories in the same order"
         )
-    patch = setup.encoder.patch
-    if setup.size % patch:
-        below, above = setup.size // patch * patch, (setup.size // patch + 1) * patch
-        return f"size {setup.size} is not a multiple of the patch size {patch}; set it to {below or above} or {above}"
-    return None
+    return off_patch(setup.size, setup.encoder.patch) or measured_on_itself(setup.train, setup.data, "detection")
 
 
 def card(setup: Setup) -> Card:
