@@ -50,7 +50,8 @@ def card(setup: Setup) -> Card:
         resolution=f"{setup.size} px, the central square of the image",
         split=f"neighbours from every labelled example of {train}; measured on every labelled example of "
         f"{setup.data.uri}",
-        selection=f"none: k = {', '.join(map(str, config.ks))} are all reported, and {config.k} was named beforehand",
+        selection=f"none: k = {', '.join(map(str, config.ks))} are all reported (as many neighbours as "
+        f"there are), and {config.k} was named beforehand",
         optimiser="none; nothing is trained",
         schedule=f"{what}, cosine similarity, votes exp(similarity / {config.temperature:g})",
         differs="as Wu et al. (arXiv 1805.01978) and DINO (arXiv 2104.14294), which report the best k on the test set; "
