@@ -168,6 +168,17 @@ def test_a_folder_that_cannot_be_written_to_is_said_first(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("most", "trained_on"), [(None, None), (20, None), (8, 8)])
+def test_a_card_tells_when_a_part_is_measured(run, most, trained_on):
+    settings = {"max_examples": most, "workers": 0, "ks": 5, "k": 5}
+    train, data = "scenes:train?count=20", "scenes:val?count=24"
+    outcome = tasks.run(str(run.folder), "knn", data, train, settings=settings)
+    part = f" ({most} of its 24 examples, spread evenly)" if most else ""
+    assert outcome.details["card"]["split"].endswith(f"every labelled example of {data}{part}")
+    assert ("of its 20 examples" in outcome.details["card"]["split"]) == (trained_on is not None)
+    assert outcome.metrics["train_examples"] == (trained_on or 20)
+
+
 def test_what_data_left_out_is_told_and_kept(run, tmp_path, capsys):
     for name in "ab":
         Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")

@@ -78,6 +78,13 @@ class Setup:
         """Side in px of the images that the encoder is given."""
         return self.config.size or self.encoder.size
 
+    def shown(self, source: Source) -> str:
+        """A source as a card names it: by URI, and how much of it `max_examples` leaves."""
+        most = self.config.max_examples
+        if most is None or most >= len(source):
+            return source.uri
+        return f"{source.uri} ({most:,} of its {len(source):,} examples, spread evenly)"
+
     def features(self, source: Source) -> Features:
         """What the encoder makes of a source; encoded once, whichever tasks ask."""
         if source not in self._features:

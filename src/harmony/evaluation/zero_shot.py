@@ -46,7 +46,7 @@ def card(setup: Setup) -> Card:
     templates, classes = load_templates(setup.config.zero_shot.templates), setup.config.zero_shot.classes
     return Card(
         resolution=f"{setup.size} px, the central square of the image",
-        split=f"nothing is learned; measured on every labelled example of {setup.data.uri}"
+        split=f"nothing is learned; measured on every labelled example of {setup.shown(setup.data)}"
         + (f", its classes named by {classes}" if classes else ""),
         selection="none",
         optimiser="none",

@@ -59,7 +59,7 @@ def card(setup: Setup) -> Card:
     length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
     return Card(
         resolution=f"longer side {setup.size} px, padded to a square; {attention}",
-        split=f"learned from {setup.train.uri}, measured on {setup.data.uri}",
+        split=f"learned from {setup.train.uri}, measured on {setup.shown(setup.data)}",
         selection=f"none: settings are fixed beforehand and the last weights are measured; {what}",
         optimiser=f"AdamW, learning rate {config.lr:g} for {config.train_batch_size} images, layer decay "
         f"{config.layer_decay:g}, weight decay {config.weight_decay:g}, drop path {config.drop_path:g}",

@@ -74,7 +74,7 @@ def card(setup: Setup) -> Card:
     if config.head == "zero_shot":
         return Card(
             resolution,
-            split=f"nothing is learned; measured on {setup.data.uri}",
+            split=f"nothing is learned; measured on {setup.shown(setup.data)}",
             selection="none",
             optimiser="none",
             schedule=f"templates {config.templates}",
@@ -92,7 +92,7 @@ def card(setup: Setup) -> Card:
     }
     return Card(
         resolution,
-        split=f"learned from {setup.train.uri}, measured on {setup.data.uri}",
+        split=f"learned from {setup.train.uri}, measured on {setup.shown(setup.data)}",
         selection="none: the weights after the last step are measured",
         optimiser=f"AdamW, learning rate {config.lr:g}{layered if config.head == 'upernet' else ''}, weight decay "
         f"{config.weight_decay:g}, batches of {config.train_batch_size}",
