@@ -170,6 +170,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(encoder):
     assert "needs boxes to learn from" in detection.missing(setup(encoder, train=plain.Colours([0, 1])))
     assert "(cell) and of things:val (thing) differ" in detection.missing(setup(encoder, train=renamed()))
     one = setup(encoder)
+    one.data = one.train
+    assert "measured on what it learned from" in detection.missing(one)
+    one = setup(encoder)
     one.train = None
     assert "--train-data" in detection.missing(one)
     one = setup(encoder)

@@ -381,7 +381,7 @@ def test_settings():
     for wrong in ({"ks": []}, {"ks": [0, 20]}, {"ks": [10], "k": 20}, {"temperature": 0}, {"representation": "mean"}):
         with pytest.raises(ValidationError):
             KnnConfig(**wrong)
-    with pytest.raises(UserError, match="k 20 is not one of ks 5, 10; set it to one of them"):
+    with pytest.raises(UserError, match="k 20 is not one of ks 5, 10; add it to ks, or set k to one of them"):
         tasks.config_for("knn", {"ks": [5, 10]})
 
 

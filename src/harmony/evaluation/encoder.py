@@ -122,6 +122,15 @@ class Encoder(ABC):
         return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def off_patch(size: int, patch: int) -> str | None:
+    """Why images of `size` px a side cannot be cut into patches of `patch` px; None when they can."""
+    if size % patch == 0:
+        return None
+    below = size // patch * patch
+    near = f"{below} or {below + patch}" if below else f"{patch}"
+    return f"size {size} is not a multiple of the patch size {patch}; set it to {near}"
+
+
 def hash_of(weights: Iterable[tuple[str, Tensor]], how: str) -> str:
     """A hash of named tensors and of what else changes an encoder's output."""
     digest = hashlib.blake2b(how.encode(), digest_size=16)

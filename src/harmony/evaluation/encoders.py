@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harmony import recipe as recipes
 from harmony.data.captions import Tokenizer
 from harmony.errors import UserError, unknown
-from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of
+from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of, off_patch
 from harmony.evaluation.open_clip_encoder import load_open_clip
 from harmony.evaluation.timm_encoder import load_timm
 from harmony.interchange.published import load_exactly, read_published, sizes_from_published, towers_from_published
@@ -64,6 +64,8 @@ class TowersEncoder(Encoder):
     @torch.no_grad()
     def encode(self, pixels: Tensor, layers: int = 0) -> Encoding:
         image = self.towers.image
+        for side in pixels.shape[-2:]:
+            _check_size(side, image.patch)
         wanted = tuple(range(image.depth - layers, image.depth))
         encoding = image.encode(pixels, wanted)
         grid = (pixels.shape[-2] // image.patch, pixels.shape[-1] // image.patch)
@@ -89,11 +91,15 @@ class TowersEncoder(Encoder):
         return trainable(self.towers.image, self.recipe, size, drop_path).to(self.device)
 
 
+def _check_size(size: int, patch: int) -> None:
+    reason = off_patch(size, patch)
+    if reason:
+        raise UserError(reason)
+
+
 def trainable(tower: ImageTower, recipe: Recipe, size: int, drop_path: float) -> VisionTransformer:
     """The tower's trunk as a timm model of its own, for inputs of `size` px."""
-    if size % tower.patch:
-        below, above = size // tower.patch * tower.patch, (size // tower.patch + 1) * tower.patch
-        raise UserError(f"size {size} is not a multiple of the patch size {tower.patch}; set it to {below} or {above}")
+    _check_size(size, tower.patch)
     trained_at: int = tower.trunk.patch_embed.img_size[0]
     model = create_trunk(recipe.model.image, trained_at, drop_path)
     model.load_state_dict(tower.trunk.state_dict())

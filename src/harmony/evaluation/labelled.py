@@ -15,7 +15,7 @@ from harmony.data.sources import Source
 from harmony.errors import UserError
 from harmony.evaluation.features import ImageFeatures
 from harmony.evaluation.store import Shard
-from harmony.evaluation.task import Setup
+from harmony.evaluation.task import Setup, measured_on_itself
 
 Representation = Literal["cls", "embedding", "cls_patches"]
 """What stands for an image: the last block's class token, the embedding in the space shared with texts, or the class
@@ -68,9 +68,7 @@ def missing_pair(setup: Setup, task: str) -> str | None:
     for source in (data, train):
         if not source.has_labels():
             return f"{task} needs labels, and {source.uri} has none; give it data with classes"
-    if train.class_names == data.class_names and train.stamp() == data.stamp() and len(train) == len(data):
-        return f"{task} would be measured on what it learned from, {data.uri}; name other --train-data"
-    return _other_classes(train, data)
+    return measured_on_itself(train, data, task) or _other_classes(train, data)
 
 
 def _other_classes(train: Source, data: Source) -> str | None:

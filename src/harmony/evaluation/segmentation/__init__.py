@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harmony import ranks
 from harmony.disk import room_explained
 from harmony.errors import UserError
+from harmony.evaluation.encoder import off_patch
 from harmony.evaluation.fitting import Group, fit, forget
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
@@ -27,7 +28,7 @@ from harmony.evaluation.segmentation.heads import MULTI_LAYERS, LinearSegmenter,
 from harmony.evaluation.segmentation.measure import Measured, measure, positions_of, short_side
 from harmony.evaluation.segmentation.upernet import UPerNet, parameter_groups
 from harmony.evaluation.segmentation.zero_shot import ZeroShotSegmenter
-from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.task import Card, Setup, measured_on_itself
 
 
 def missing(setup: Setup) -> str | None:
@@ -35,10 +36,14 @@ def missing(setup: Setup) -> str | None:
     data, train, encoder = setup.data, setup.train, setup.encoder
     if not data.mask_names:
         return f"segmentation needs a mask for each image, and {data.uri} has none; name data with masks"
-    if setup.size % encoder.patch:
-        below = setup.size // encoder.patch * encoder.patch
-        near = f"{below} or {below + encoder.patch}" if below else str(encoder.patch)
-        return f"size {setup.size} is not a multiple of the patch size {encoder.patch}; set it to {near}"
+    if len(data.mask_names) == 1:
+        return (
+            f"{data.uri} has one class, {data.mask_names[0]!r}, and nothing to confuse it with; segmentation needs two "
+            "or more"
+        )
+    wrong_size = off_patch(setup.size, encoder.patch)
+    if wrong_size:
+        return wrong_size
     if setup.config.segmentation.head == "zero_shot":
         if not encoder.reads_text:
             return "head=zero_shot needs a text tower, and this model was trained on images alone; set head=linear"
@@ -52,7 +57,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {train.uri} ({_few(train.mask_names)}) are not those of {data.uri} "
             f"({_few(data.mask_names)}); use data with the same classes in the same order"
         )
-    return None
+    return measured_on_itself(train, data, "segmentation")
 
 
 def _few(names: Sequence[str]) -> str:
@@ -69,7 +74,7 @@ def card(setup: Setup) -> Card:
     if config.head == "zero_shot":
         return Card(
             resolution,
-            split=f"nothing is learned; measured on {setup.data.uri}",
+            split=f"nothing is learned; measured on {setup.shown(setup.data)}",
             selection="none",
             optimiser="none",
             schedule=f"templates {config.templates}",
@@ -87,7 +92,7 @@ def card(setup: Setup) -> Card:
     }
     return Card(
         resolution,
-        split=f"learned from {setup.train.uri}, measured on {setup.data.uri}",
+        split=f"learned from {setup.train.uri}, measured on {setup.shown(setup.data)}",
         selection="none: the weights after the last step are measured",
         optimiser=f"AdamW, learning rate {config.lr:g}{layered if config.head == 'upernet' else ''}, weight decay "
         f"{config.weight_decay:g}, batches of {config.train_batch_size}",
