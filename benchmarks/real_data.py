@@ -27,7 +27,10 @@ FLICKR = "shards:{data}/captions/flickr8k/{split}-*.tar"
 
 FINE_TUNE = ("epochs=10", "lr=2e-3", "mixup=0", "cutmix=0", "randaugment=null", "random_erasing=0")
 SEGMENTATION = ("size=96", "epochs=8")
-DETECTION = ("size=128", "channels=64", "scale=[0.5,1.5]", "lr=1e-3", "layer_decay=0.8", "regions=128", "proposals=300")
+DETECTION = (
+    *("size=320", "steps=250", "train_batch_size=4", "lr=1e-3", "drop_path=0", "scale=[0.7,1.4]"),
+    *("channels=32", "regions=64", "proposals=100"),
+)
 
 EVALUATIONS = {
     # name: (task, data, split to measure on, split to learn from, settings)
@@ -43,8 +46,8 @@ EVALUATIONS = {
     "camvid-upernet": ("segmentation", CAMVID, "val", "train", ("head=upernet", "channels=64", *SEGMENTATION)),
     "cifar10-fine_tune": ("fine_tune", CIFAR, "test", "train", FINE_TUNE),
     "clothing10-fine_tune": ("fine_tune", CLOTHING, "test", "train", FINE_TUNE),
-    "bccd-detection": ("detection", BCCD, "val", "train", ("epochs=12", *DETECTION)),
-    "coco_mini-detection": ("detection", COCO, "val", "train", ("epochs=12", *DETECTION)),
+    "bccd-detection": ("detection", BCCD, "val", "train", DETECTION),
+    "coco_mini-detection": ("detection", COCO, "val", "train", DETECTION),
 }
 
 SHOWN = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harmony import recipe_files
+from harmony import cli, recipe_files
 from harmony.cli import main
 from harmony.training.distributed import TrainingError
 from harmony.training.signals import Interrupted
@@ -339,3 +339,9 @@ def test_only_the_first_process_complains(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setenv("RANK", "1")
     assert main(["train", "harmny", "--out", "out"]) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_card_shows_a_long_uri_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"folder:/{'long/' * 60}end"
+    cli._show_card({"split": f"measured on {uri}"})
+    assert uri in "".join(capsys.readouterr().out.split())

@@ -296,7 +296,7 @@ def _show_card(rows: Mapping[str, str]) -> None:
 
     table = Table(title="protocol", title_justify="left", title_style="bold cyan", box=None, show_header=False)
     table.add_column(style="dim", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # a URI is one long word, of which nothing may be missing
     for name, says in rows.items():
         table.add_row(name, says)
     Console(highlight=False).print(table)

@@ -172,6 +172,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(encoder):
     same = Things()
     assert "would be measured on what it learned from, things:train" in detection.missing(setup(encoder, same, same))
     one = setup(encoder)
+    one.data = one.train
+    assert "measured on what it learned from" in detection.missing(one)
+    one = setup(encoder)
     one.train = None
     assert "--train-data" in detection.missing(one)
     one = setup(encoder)

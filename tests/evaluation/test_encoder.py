@@ -121,6 +121,13 @@ def test_images_are_normalised_as_in_training(run):
     assert encoder.denormalise(encoder.normalise(pixels)).equal(pixels)
 
 
+@pytest.mark.parametrize(("size", "advice"), [(20, "set it to 16 or 24"), (4, "set it to 8")])
+def test_images_that_are_no_whole_patches_are_refused(run, size, advice):
+    """A convolution would drop the rest of 20 px without a word, and fail on 4 px with many."""
+    with pytest.raises(UserError, match=f"size {size} is not a multiple of the patch size 8; {advice}$"):
+        load_encoder(str(run.folder)).images(torch.zeros(1, 3, size, size))
+
+
 def test_own_colours_of_a_recipe_are_used(tmp_path):
     recipe = tiny_recipe("model.image.mean=[0.5, 0.5, 0.5]", "model.image.std=[0.25, 0.25, 0.25]")
     encoder = load_encoder(str(saved_run(tmp_path, recipe).folder))

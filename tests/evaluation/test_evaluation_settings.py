@@ -51,3 +51,16 @@ def test_settings_for_one_task_need_no_prefix():
 def test_wrong_settings_for_one_task(task, values, message):
     with pytest.raises(UserError, match=message):
         tasks.config_for(task, values)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("fine_tune.step", "unknown setting of fine_tune 'step'; did you mean 'steps'"),
+        ("linear.steps", "linear.steps is a setting of linear, and the task is fine_tune; leave it out"),
+        ("zzzz", r"batch_size.*, precision, randaugment, .*, workers$"),  # precision once, though two settings have it
+    ],
+)
+def test_a_wrong_key_is_answered_with_the_task_s_own(key, message):
+    with pytest.raises(UserError, match=message):
+        tasks.config_for("fine_tune", {key: 3})

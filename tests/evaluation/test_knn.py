@@ -381,7 +381,7 @@ def test_settings():
     for wrong in ({"ks": []}, {"ks": [0, 20]}, {"ks": [10], "k": 20}, {"temperature": 0}, {"representation": "mean"}):
         with pytest.raises(ValidationError):
             KnnConfig(**wrong)
-    with pytest.raises(UserError, match="k 20 is not one of ks 5, 10; set it to one of them"):
+    with pytest.raises(UserError, match="k 20 is not one of ks 5, 10; add it to ks, or set k to one of them"):
         tasks.config_for("knn", {"ks": [5, 10]})
 
 
@@ -389,12 +389,8 @@ def test_on_clothing(shared, tmp_path):
     """Photographs: even patches as first drawn know colours, and are above chance by some standard deviations."""
     folder = f"shards:{shared}/data/classification/clothing10"
     run = saved_run(tmp_path, tiny_recipe())
-    settings = {"max_examples": 300, "workers": 0, "representation": "cls_patches"}
-    uris = f"{folder}/test-00000.tar", f"{folder}/train-00000.tar"
-    outcome = tasks.run(str(run.folder), "knn", *uris, settings=settings)
-    metrics, neighbours = outcome.metrics, len(open_source(uris[1]))
-    # Fewer are measured when that is asked for; what is learned from is all that the card says.
-    assert (metrics["examples"], metrics["train_examples"], neighbours > 400) == (300, neighbours, True)
-    assert outcome.details["card"]["split"].endswith("examples 300, spread evenly)")
-    assert (metrics["bad_examples"], metrics["chance_top1"]) == (0, 0.1)
+    settings = {"max_examples": 400, "workers": 0, "representation": "cls_patches"}
+    uris = f"{folder}/test-00000.tar", f"{folder}/train-{{00000..00001}}.tar"
+    metrics = tasks.run(str(run.folder), "knn", *uris, settings=settings).metrics
+    assert (metrics["train_examples"], metrics["bad_examples"], metrics["chance_top1"]) == (400, 0, 0.1)
     assert 0.13 < metrics["top1"] < 0.5

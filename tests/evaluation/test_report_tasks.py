@@ -200,3 +200,11 @@ def test_every_task_has_words_and_papers_have_sources():
 )
 def test_metrics_have_names_for_people(name, shown):
     assert metric(name) == shown
+
+
+def test_what_the_data_left_out_is_shown(tmp_path):
+    left = "images that are not there (left out): 2, as <b>.jpg"
+    details = kept.about(URI) | kept.classification(NAMES) | {"problems": {URI: [left]}}
+    write_metrics(tmp_path, "linear", accuracies(0.5))
+    write_details(tmp_path, "linear", details)
+    assert f"{left} ({URI})" in parsed(write_report(tmp_path).read_text(encoding="utf-8")).text

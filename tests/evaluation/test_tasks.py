@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -153,6 +154,42 @@ def test_results_are_not_put_into_a_file(tmp_path):
     for out in (tmp_path / "taken", tmp_path / "taken" / "deeper"):
         with pytest.raises(UserError, match="taken is a file; choose another --out"):
             evaluation.run("nowhere", "retrieval", "folder:nowhere", out=out)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_first(tmp_path, monkeypatch):
+    """Rights do not bind root, who may run this: the system's answer is put in their place."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile._os.mkdir", refuse)
+    with pytest.raises(UserError, match=r"nothing can be written to .* \(Permission denied\); choose another --out"):
+        evaluation.run("nowhere", "retrieval", "folder:nowhere", out=tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("most", "trained_on"), [(None, None), (20, None), (8, 8)])
+def test_a_card_tells_when_a_part_is_measured(run, most, trained_on):
+    settings = {"max_examples": most, "workers": 0, "ks": 5, "k": 5}
+    train, data = "scenes:train?count=20", "scenes:val?count=24"
+    outcome = tasks.run(str(run.folder), "knn", data, train, settings=settings)
+    part = f" ({most} of its 24 examples, spread evenly)" if most else ""
+    assert outcome.details["card"]["split"].endswith(f"every labelled example of {data}{part}")
+    assert ("of its 20 examples" in outcome.details["card"]["split"]) == (trained_on is not None)
+    assert outcome.metrics["train_examples"] == (trained_on or 20)
+
+
+def test_what_data_left_out_is_told_and_kept(run, tmp_path, capsys):
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    captions = tmp_path / "captions.txt"
+    captions.write_text("image,caption\na.png,one thing\nb.png,another thing\nc.png,nothing\n")
+    uri = f"flickr:{captions}"
+    out = tmp_path / "out"
+    tasks.run(str(run.folder), "retrieval", uri, settings={"workers": 0}, out=out)
+    told = "images that are not there (left out): 1, as c.png"
+    assert f"In {uri}: {told}" in capsys.readouterr().err
+    assert (read_details(out, "retrieval") or {})["problems"] == {uri: [told]}
 
 
 def test_retrieval_without_captions_fails_before_any_image_is_encoded(run, tmp_path, monkeypatch):

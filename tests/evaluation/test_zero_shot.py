@@ -87,7 +87,7 @@ def test_templates_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (plain.Colours([0, 1], names=["red"]), "has the label 1 but only 1 class names"),
+        (plain.Colours([0, 2], names=["red", "green"]), "has the label 2 but only 2 class names"),
         (plain.Colours([None, None]), "no example of colours: has a label"),
         (plain.Colours([0, 1], names=["red", "green", "red"]), "'red' stands for several classes"),
     ],
@@ -102,4 +102,6 @@ def test_what_has_no_zero_shot_says_why():
     nameless = plain.setup(plain.ColourEncoder(), plain.Colours([0], names=None), CONFIG)
     assert "trained on images alone" in (zero_shot.missing(images_alone) or "")
     assert "has none" in (zero_shot.missing(nameless) or "")
+    one_class = plain.setup(plain.ColourEncoder(), plain.Colours([0], names=["red"]), CONFIG)
+    assert "one class, 'red'" in (zero_shot.missing(one_class) or "")
     assert zero_shot.missing(plain.setup(plain.ColourEncoder(), plain.Colours([0]), CONFIG)) is None

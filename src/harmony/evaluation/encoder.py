@@ -122,12 +122,12 @@ class Encoder(ABC):
         return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def uneven(size: int, patch: int) -> str | None:
-    """Why inputs of `size` px cannot be cut into patches; None when they can."""
+def off_patch(size: int, patch: int) -> str | None:
+    """Why images of `size` px a side cannot be cut into patches of `patch` px; None when they can."""
     if size % patch == 0:
         return None
     below = size // patch * patch
-    near = f"{below} or {below + patch}" if below else str(patch)
+    near = f"{below} or {below + patch}" if below else f"{patch}"
     return f"size {size} is not a multiple of the patch size {patch}; set it to {near}"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harmony import recipe as recipes
 from harmony.data.captions import Tokenizer
 from harmony.errors import UserError, unknown
-from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of, uneven
+from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of, off_patch
 from harmony.evaluation.open_clip_encoder import load_open_clip
 from harmony.evaluation.timm_encoder import load_timm
 from harmony.interchange.published import load_exactly, read_published, sizes_from_published, towers_from_published
@@ -65,7 +65,7 @@ class TowersEncoder(Encoder):
     def encode(self, pixels: Tensor, layers: int = 0) -> Encoding:
         image = self.towers.image
         for side in pixels.shape[-2:]:
-            _check_size(side, image.patch)  # what does not fill a patch would be left out without a word
+            _check_size(side, image.patch)
         wanted = tuple(range(image.depth - layers, image.depth))
         encoding = image.encode(pixels, wanted)
         grid = (pixels.shape[-2] // image.patch, pixels.shape[-1] // image.patch)
@@ -104,7 +104,7 @@ def trainable(tower: ImageTower, recipe: Recipe, size: int, drop_path: float) ->
 
 
 def _check_size(size: int, patch: int) -> None:
-    reason = uneven(size, patch)
+    reason = off_patch(size, patch)
     if reason:
         raise UserError(reason)
 

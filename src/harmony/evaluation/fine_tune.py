@@ -49,7 +49,7 @@ def card(setup: Setup) -> Card:
         resolution=f"{setup.size} px, positions resized; trained on random crops of {config.crop_scale[0]:g} to "
         f"{config.crop_scale[1]:g} of the image, measured on the central square of the image",
         split=f"learned from {100 * config.labels:g} % of the labels of {train.uri}, the same share of every class; "
-        f"measured on every labelled example of {setup.data.uri}",
+        f"measured on every labelled example of {setup.shown(setup.data)}",
         selection="none: the weights after the last step are measured, once",
         optimiser=f"AdamW, learning rate {config.lr:g} for a batch of {config.train_batch_size}, layer decay "
         f"{config.layer_decay:g}, weight decay {config.weight_decay:g}, {config.precision}{average}",

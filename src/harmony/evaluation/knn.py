@@ -40,7 +40,7 @@ def missing(setup: Setup) -> str | None:
 def card(setup: Setup) -> Card:
     """The protocol."""
     config = setup.config.knn
-    train = setup.train.uri if setup.train else "none"
+    train = setup.shown(setup.train) if setup.train else "none"
     what = {
         "cls": "the last block's class token",
         "embedding": "the embedding in the space shared with texts",
@@ -49,8 +49,9 @@ def card(setup: Setup) -> Card:
     return Card(
         resolution=f"{setup.size} px, the central square of the image",
         split=f"neighbours from every labelled example of {train}; measured on every labelled example of "
-        f"{setup.data.uri}",
-        selection=f"none: k = {', '.join(map(str, config.ks))} are all reported, and {config.k} was named beforehand",
+        f"{setup.shown(setup.data)}",
+        selection=f"none: k = {', '.join(map(str, config.ks))} are all reported (as many neighbours as "
+        f"there are), and {config.k} was named beforehand",
         optimiser="none; nothing is trained",
         schedule=f"{what}, cosine similarity, votes exp(similarity / {config.temperature:g})",
         differs="as Wu et al. (arXiv 1805.01978) and DINO (arXiv 2104.14294), which report the best k on the test set; "

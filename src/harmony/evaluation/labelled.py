@@ -16,7 +16,7 @@ from harmony.errors import UserError
 from harmony.evaluation.classification import require_named
 from harmony.evaluation.features import ImageFeatures
 from harmony.evaluation.store import Shard
-from harmony.evaluation.task import Setup
+from harmony.evaluation.task import Setup, measured_on_itself
 
 Representation = Literal["cls", "embedding", "cls_patches"]
 """What stands for an image: the last block's class token, the embedding in the space shared with texts, or the class
@@ -69,7 +69,7 @@ def missing_pair(setup: Setup, task: str) -> str | None:
     for source in (data, train):
         if not source.has_labels():
             return f"{task} needs labels, and {source.uri} has none; give it data with classes"
-    return _other_classes(train, data) or setup.measured_on_training(task)
+    return measured_on_itself(train, data, task) or _other_classes(train, data)
 
 
 def _other_classes(train: Source, data: Source) -> str | None:

@@ -36,10 +36,11 @@ def missing(setup: Setup) -> str | None:
 def card(setup: Setup) -> Card:
     """The protocol."""
     config = setup.config.linear
-    uri = "the training data" if setup.train is None else setup.train.uri
+    learned_from = "the training data" if setup.train is None else setup.shown(setup.train)
     heads = len(inputs_tried(setup))
     share = f"{100 * config.validation_share:g} % of each class of the training set, held out (seed {config.seed})"
-    split = f"learned from every labelled example of {uri}, measured once on every labelled example of {setup.data.uri}"
+    split = f"learned from every labelled example of {learned_from}, "
+    split += f"measured once on every labelled example of {setup.shown(setup.data)}"
     chosen_by = "by top-1 accuracy (loss among equals), over layers, pooling and"
     if config.mode == "lbfgs":
         return Card(

@@ -41,7 +41,7 @@ def card(setup: Setup) -> Card:
     most = setup.config.retrieval.captions
     return Card(
         resolution=f"{setup.size} px, the central square of the image",
-        split=f"nothing is learned; measured on every captioned example of {setup.data.uri}",
+        split=f"nothing is learned; measured on every captioned example of {setup.shown(setup.data)}",
         selection="none",
         optimiser="none",
         schedule=f"{'all' if most is None else f'the first {most}'} captions of an image; no prompt, no re-ranking",

@@ -43,6 +43,13 @@ class Card:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def measured_on_itself(train: Source, data: Source, task: str) -> str | None:
+    """Why a task must not learn from `train` and be measured on `data`, if they are the same; None when they differ."""
+    if train.class_names == data.class_names and train.stamp() == data.stamp() and len(train) == len(data):
+        return f"{task} would be measured on what it learned from, {data.uri}; name other --train-data"
+    return None
+
+
 @dataclass
 class Setup:
     """What a task is given.
@@ -71,17 +78,15 @@ class Setup:
         """Side in px of the images that the encoder is given."""
         return self.config.size or self.encoder.size
 
-    def measured_on_training(self, task: str) -> str | None:
-        """Why a result would say nothing: the data measured on are those learned from; None where they are others."""
-        train, data = self.train, self.data
-        if train is None or len(train) != len(data) or train.stamp() != data.stamp():
-            return None
-        return f"{task} would be measured on what it learned from, {data.uri}; name other --train-data"
+    def shown(self, source: Source) -> str:
+        """A source as a card names it: by URI, and how much of it `max_examples` leaves."""
+        most = self.config.max_examples
+        if most is None or most >= len(source):
+            return source.uri
+        return f"{source.uri} ({most:,} of its {len(source):,} examples, spread evenly)"
 
     def features(self, source: Source) -> Features:
         """What the encoder makes of a source; encoded once, whichever tasks ask."""
         if source not in self._features:
-            # Some examples are enough to measure on; what is learned from is what the card says, all of it.
-            config = self.config if source is self.data else self.config.model_copy(update={"max_examples": None})
-            self._features[source] = Features(self.encoder, source, config, self.max_pixels)
+            self._features[source] = Features(self.encoder, source, self.config, self.max_pixels)
         return self._features[source]

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
 
 from pydantic import BaseModel
 
 from harmony import ranks
 from harmony.data.sources import Source, open_source
+from harmony.disk import is_full
 from harmony.errors import UserError, unknown
 from harmony.evaluation.encoders import load_encoder
 from harmony.evaluation.fitting import forget
+from harmony.evaluation.progress import say
 from harmony.evaluation.results import Metrics, Outcome, write_details, write_metrics
 from harmony.evaluation.settings import TASKS, EvaluationConfig
 from harmony.evaluation.task import Card, Setup
@@ -76,7 +79,9 @@ def run(
         data = open_source(data_uri)
         train = None if train_uri is None else open_source(train_uri)
         encoder = load_encoder(where, model, place.device)
-        return _measure(task, Setup(encoder, data, train, config, _work(folder, task)), folder)
+        setup = Setup(encoder, data, train, config, _work(folder, task))
+        _tell_problems(setup)
+        return _measure(task, setup, folder)
 
 
 def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
@@ -100,6 +105,7 @@ def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
     if config.tasks != "auto":
         train = open_source(config.train) if config.train else open_source(recipe.data.train, recipe.data.options)
     setup = Setup(encoder, data, train, config, max_pixels=recipe.data.max_pixels)
+    _tell_problems(setup)
     if config.tasks == "auto":
         wanted = [task for task in AUTO if task_named(task).missing(setup) is None]
     else:
@@ -127,31 +133,41 @@ def _measure(task: str, setup: Setup, out: Path | None) -> Outcome:
     if reason:
         raise UserError(reason)
     outcome = module.run(setup)
-    outcome.details["card"] = _card(module, setup)
+    outcome.details["card"] = module.card(setup).rows()
     if out is not None and ranks.is_main():
         about = {"model": setup.encoder.name, "data": setup.data.uri}
         if setup.train is not None:
             about["train"] = setup.train.uri
-        write_details(out, task, about | outcome.details)
+        write_details(out, task, about | _problems(setup) | outcome.details)
         write_metrics(out, task, outcome.metrics)
         forget(setup.work)
     return outcome
 
 
-def _card(module: Task, setup: Setup) -> dict[str, str]:
-    rows, most, there = module.card(setup).rows(), setup.config.max_examples, len(setup.data)
-    if most is not None and most < there:
-        rows["split"] += f" (of its {there:,} examples {most:,}, spread evenly)"
-    return rows
+def _problems(setup: Setup) -> dict[str, dict[str, list[str]]]:
+    """What the sources left out or mended, by URI, to be kept with the results."""
+    found = {source.uri: source.problems() for source in (setup.train, setup.data) if source is not None}
+    return {"problems": {uri: problems for uri, problems in found.items() if problems}}
+
+
+def _tell_problems(setup: Setup) -> None:
+    for uri, problems in _problems(setup)["problems"].items() if ranks.is_main() else ():
+        for problem in problems:
+            say(f"In {uri}: {problem}")
 
 
 def _check_folder(out: Path) -> None:
     """Raise UserError when results could not be put into `out`: before the evaluation, not after it."""
-    for path in (out, *out.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise UserError(f"{path} is a file; choose another --out")
-            return
+    path = next(path for path in (out, *out.parents) if path.exists())
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; choose another --out")
+    try:
+        with TemporaryDirectory(prefix=".harmony-", dir=path):
+            pass
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise UserError(f"nothing can be written to {path} ({error.strerror}); choose another --out") from None
 
 
 def config_for(task: str, settings: Mapping[str, Any]) -> EvaluationConfig:
@@ -165,11 +181,13 @@ def config_for(task: str, settings: Mapping[str, Any]) -> EvaluationConfig:
     of_all = [key for key in EvaluationConfig.model_fields if key not in ("tasks", "model", "train", *TASKS)]
     values: dict[str, Any] = {task: {}}
     for key, value in settings.items():
-        name = key.removeprefix(f"{task}.")
-        if name in own.model_fields:
+        section, _, name = key.rpartition(".")
+        if section in TASKS and section != task:
+            raise UserError(f"{key} is a setting of {section}, and the task is {task}; leave it out")
+        if section in ("", task) and name in own.model_fields:
             values[task][name] = value
         elif key in of_all:
             values[key] = value
         else:
-            raise unknown(f"setting of {task}", key, [*own.model_fields, *of_all])
+            raise unknown(f"setting of {task}", key.removeprefix(f"{task}."), {*own.model_fields, *of_all})
     return validated(EvaluationConfig, values)

@@ -31,7 +31,12 @@ def missing(setup: Setup) -> str | None:
         return "zero_shot needs a text tower, and this model was trained on images alone"
     if not setup.data.has_labels():
         return f"zero_shot needs labels, and {setup.data.uri} has none; give it labelled data or use retrieval"
-    if not names_for(setup.data, setup.config.zero_shot.classes):
+    names = names_for(setup.data, setup.config.zero_shot.classes)
+    if len(names) == 1:
+        return (
+            f"{setup.data.uri} has one class, {names[0]!r}, and nothing to confuse it with; zero_shot needs two or more"
+        )
+    if not names:
         return (
             f"zero_shot needs class names, and {setup.data.uri} has none; name them with --set classes=FILE "
             "(or imagenet), or use retrieval"
@@ -44,7 +49,7 @@ def card(setup: Setup) -> Card:
     templates, classes = load_templates(setup.config.zero_shot.templates), setup.config.zero_shot.classes
     return Card(
         resolution=f"{setup.size} px, the central square of the image",
-        split=f"nothing is learned; measured on every labelled example of {setup.data.uri}"
+        split=f"nothing is learned; measured on every labelled example of {setup.shown(setup.data)}"
         + (f", its classes named by {classes}" if classes else ""),
         selection="none",
         optimiser="none",

@@ -18,7 +18,7 @@ from harmony.evaluation.detection.detector import Detector
 from harmony.evaluation.detection.evaluator import evaluate
 from harmony.evaluation.detection.finding import find
 from harmony.evaluation.detection.windows import WindowedViT
-from harmony.evaluation.encoder import uneven
+from harmony.evaluation.encoder import off_patch
 from harmony.evaluation.features import BAD_SHOWN, spread, tell_bad
 from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.layer_decay import head_groups, layer_groups
@@ -26,7 +26,7 @@ from harmony.evaluation.progress import say
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.settings import DetectionConfig
-from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.task import Card, Setup, measured_on_itself
 from harmony.evaluation.weights_file import save_weights
 from harmony.training.distributed import everyones
 
@@ -44,7 +44,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {setup.train.uri} ({_listed(setup.train.object_names)}) and of {setup.data.uri} "
             f"({_listed(setup.data.object_names)}) differ; give both the same categories in the same order"
         )
-    return uneven(setup.size, setup.encoder.patch) or setup.measured_on_training("detection")
+    return off_patch(setup.size, setup.encoder.patch) or measured_on_itself(setup.train, setup.data, "detection")
 
 
 def card(setup: Setup) -> Card:
@@ -57,7 +57,7 @@ def card(setup: Setup) -> Card:
     length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
     return Card(
         resolution=f"longer side {setup.size} px, padded to a square; {attention}",
-        split=f"learned from {setup.train.uri}, measured on {setup.data.uri}",
+        split=f"learned from {setup.train.uri}, measured on {setup.shown(setup.data)}",
         selection=f"none: settings are fixed beforehand and the last weights are measured; {what}",
         optimiser=f"AdamW, learning rate {config.lr:g} for {config.train_batch_size} images, layer decay "
         f"{config.layer_decay:g}, weight decay {config.weight_decay:g}, drop path {config.drop_path:g}",

@@ -50,6 +50,8 @@ def _about(task: str, metrics: Mapping[str, float], details: Mapping[str, Any]) 
         chance = chance_of(name, metrics)
         value = percent(metrics[name]) if 0 <= metrics[name] <= 1 else f"{metrics[name]:g}"
         facts.append((metric(name), value if chance is None else f"{value}, chance {percent(chance)}"))
+    problems = details.get("problems") or {}
+    facts += [("in the data", f"{problem} ({uri})") for uri, found in problems.items() for problem in found]
     items = [tag("div", tag("dt", term), tag("dd", value)) for term, value in facts if value]
     return tag("dl", *items, class_="facts about")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harmony import ranks
 from harmony.errors import UserError
-from harmony.evaluation.encoder import uneven
+from harmony.evaluation.encoder import off_patch
 from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.layer_decay import head_groups
 from harmony.evaluation.results import Outcome
@@ -25,7 +25,7 @@ from harmony.evaluation.segmentation.heads import MULTI_LAYERS, LinearSegmenter,
 from harmony.evaluation.segmentation.measure import Measured, measure, positions_of, short_side
 from harmony.evaluation.segmentation.upernet import UPerNet, parameter_groups
 from harmony.evaluation.segmentation.zero_shot import ZeroShotSegmenter
-from harmony.evaluation.task import Card, Setup
+from harmony.evaluation.task import Card, Setup, measured_on_itself
 from harmony.evaluation.weights_file import save_weights
 
 
@@ -34,10 +34,14 @@ def missing(setup: Setup) -> str | None:
     data, train, encoder = setup.data, setup.train, setup.encoder
     if not data.mask_names:
         return f"segmentation needs a mask for each image, and {data.uri} has none; name data with masks"
-    if len(data.mask_names) < 2:
-        return f"segmentation tells classes apart, and {data.uri} has {data.mask_names[0]!r} alone; use data with more"
-    if setup.size % encoder.patch:
-        return uneven(setup.size, encoder.patch)
+    if len(data.mask_names) == 1:
+        return (
+            f"{data.uri} has one class, {data.mask_names[0]!r}, and nothing to confuse it with; segmentation needs two "
+            "or more"
+        )
+    wrong_size = off_patch(setup.size, encoder.patch)
+    if wrong_size:
+        return wrong_size
     if setup.config.segmentation.head == "zero_shot":
         if not encoder.reads_text:
             return "head=zero_shot needs a text tower, and this model was trained on images alone; set head=linear"
@@ -51,7 +55,7 @@ def missing(setup: Setup) -> str | None:
             f"the classes of {train.uri} ({_few(train.mask_names)}) are not those of {data.uri} "
             f"({_few(data.mask_names)}); use data with the same classes in the same order"
         )
-    return setup.measured_on_training("segmentation")
+    return measured_on_itself(train, data, "segmentation")
 
 
 def _few(names: Sequence[str]) -> str:
@@ -68,7 +72,7 @@ def card(setup: Setup) -> Card:
     if config.head == "zero_shot":
         return Card(
             resolution,
-            split=f"nothing is learned; measured on {setup.data.uri}",
+            split=f"nothing is learned; measured on {setup.shown(setup.data)}",
             selection="none",
             optimiser="none",
             schedule=f"templates {config.templates}",
@@ -86,7 +90,7 @@ def card(setup: Setup) -> Card:
     }
     return Card(
         resolution,
-        split=f"learned from {setup.train.uri}, measured on {setup.data.uri}",
+        split=f"learned from {setup.train.uri}, measured on {setup.shown(setup.data)}",
         selection="none: the weights after the last step are measured",
         optimiser=f"AdamW, learning rate {config.lr:g}{layered if config.head == 'upernet' else ''}, weight decay "
         f"{config.weight_decay:g}, batches of {config.train_batch_size}",

@@ -55,7 +55,7 @@ class EvaluationConfig(Settings):
         "auto", description="processes that read and decode images; 0 does it in the main process"
     )
     max_examples: int | None = Field(
-        None, ge=1, description="measure on this many examples, spread evenly over the data; all if null"
+        None, ge=1, description="evaluate on this many examples, spread evenly over the data; all of them if null"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the encoder when features are made")
     features: str | None = Field(

@@ -33,5 +33,7 @@ class KnnConfig(Settings):
     @model_validator(mode="after")
     def _k_is_one_of_them(self) -> "KnnConfig":
         if self.k not in self.ks:
-            raise ValueError(f"k {self.k} is not one of ks {', '.join(map(str, self.ks))}; set it to one of them")
+            raise ValueError(
+                f"k {self.k} is not one of ks {', '.join(map(str, self.ks))}; add it to ks, or set k to one of them"
+            )
         return self
