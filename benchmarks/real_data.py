@@ -28,7 +28,7 @@ FLICKR = "shards:{data}/captions/flickr8k/{split}-*.tar"
 FINE_TUNE = ("epochs=10", "lr=2e-3", "mixup=0", "cutmix=0", "randaugment=null", "random_erasing=0")
 SEGMENTATION = ("size=96", "epochs=8")
 DETECTION = (
-    *("size=320", "steps=250", "train_batch_size=4", "lr=1e-3", "drop_path=0", "scale=[0.7,1.4]"),
+    *("size=160", "steps=150", "train_batch_size=4", "lr=1e-3", "drop_path=0", "scale=[0.7,1.4]"),
     *("channels=32", "regions=64", "proposals=100"),
 )
 
