@@ -89,7 +89,7 @@ def run(setup: Setup) -> Outcome:
         work=setup.work,
         about={
             "encoder": encoder.fingerprint(),
-            "data": train.fingerprint(),
+            "data": train.stamp(),
             "labelled images": hash_of([("positions", labels.positions), ("labels", labels.labels)], ""),
             "classes": names,
             "size": setup.size,

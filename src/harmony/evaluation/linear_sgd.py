@@ -139,7 +139,7 @@ def train_heads(setup: Setup, train: Labelled, fitted: Tensor, inputs: Sequence[
             "task": "linear",
             "encoder": encoder.fingerprint(),
             "size": setup.size,
-            "data": setup.train.fingerprint(),
+            "data": setup.train.stamp(),
             "labels": hash_of([("indices", chosen.indices), ("labels", chosen.labels)], ""),
         },
         make_optimiser=partial(torch.optim.SGD, momentum=MOMENTUM),

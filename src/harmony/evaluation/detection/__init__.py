@@ -150,7 +150,7 @@ def _train(detector: Detector, setup: Setup) -> None:
         about={
             "task": "detection",
             "encoder": encoder.fingerprint(),
-            "train": setup.train.fingerprint(),
+            "train": setup.train.stamp(),
             "names": list(setup.train.object_names or ()),
             "size": setup.size,
             "masks": with_masks,

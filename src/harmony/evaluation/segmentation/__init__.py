@@ -166,7 +166,7 @@ def train(segmenter: Segmenter, groups: Sequence[Group], usable: Sequence[int], 
     about = {
         "task": "segmentation",
         "encoder": encoder.fingerprint(),
-        "train": setup.train.fingerprint(),
+        "train": setup.train.stamp(),
         "names": setup.train.mask_names,
         "examples": len(usable),
         "size": setup.size,
