@@ -58,6 +58,14 @@ class Things(Source):
         return self.scenes.fingerprint() + self.uri
 
 
+class Misplaced(Things):
+    """Each image with the boxes of another one: what is true of all images together is still there to be learned."""
+
+    def __getitem__(self, i):
+        other = super().__getitem__((7 * i + 3) % len(self))
+        return replace(super().__getitem__(i), objects=other.objects)
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -70,7 +78,18 @@ def setup(encoder, data=None, train=None, work=None, **settings):
     return Setup(encoder, data or Things("val", 8), train or Things(), config, work)
 
 
-def test_it_learns_to_find_things(encoder, tmp_path):
+def test_it_learns_where_things_are_and_from_boxes_of_other_images_does_not(encoder):
+    data = Things("val", 32, with_masks=False)
+    found = [
+        detection.run(setup(encoder, data, train, steps=400)).metrics
+        for train in (Things(count=192, with_masks=False), Misplaced(count=192, with_masks=False))
+    ]
+    assert found[0]["box_ap50"] > 0.4
+    assert found[1]["box_ap50"] < 0.2  # what boxes at the usual places and sizes score by chance
+    assert found[0]["box_ap75"] > 2 * found[1]["box_ap75"]
+
+
+def test_training_is_better_than_none_in_boxes_and_masks(encoder, tmp_path):
     data = Things("val", 16)
     untrained = detection.run(setup(encoder, data, steps=1, lr=1e-9)).metrics
     learned = setup(encoder, data, work=tmp_path, steps=100)
