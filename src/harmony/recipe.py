@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -33,11 +33,17 @@ from harmony.training.settings import EfficiencyConfig, OptimConfig, TeacherConf
 from harmony.validation import validated
 
 _NEUTRAL = (
-    "name", "description", "needs", "efficiency", "evaluation",
+    "name", "description", "needs", "family", "paper", "proof", "efficiency", "evaluation",
     "data.train", "data.val", "data.workers", "data.max_bad_share",
     "train.checkpoint_every", "train.keep", "train.log_every", "train.loggers", "train.max_skipped_steps",
 )  # fmt: skip
 """Parts that leave the trained weights as they are (where the data lies is told by the data's own fingerprint)."""
+
+
+Family = Literal[
+    "joint", "language-image", "self-distillation", "contrastive", "clustering", "reconstruction", "prediction"
+]
+"""Kinds of methods: of images and captions, of images alone, and both at once (joint)."""
 
 
 class Recipe(BaseModel):
@@ -48,6 +54,9 @@ class Recipe(BaseModel):
     name: Annotated[str, Field(description="what reports call the run")] = "recipe"
     description: Annotated[str, Field(description="one line for `harmony recipes`")] = ""
     needs: Annotated[str, Field(description="data and machine it is meant for, likewise")] = ""
+    family: Annotated[Family | None, Field(description="what kind of method it is, likewise")] = None
+    paper: Annotated[str, Field(description="where the method was published, as 'arXiv 2405.14239'")] = ""
+    proof: Annotated[str, Field(description="what has been measured of it, and where that is written")] = ""
     model: Annotated[ModelConfig, Field(description="both towers")] = ModelConfig()
     data: Annotated[DataConfig, Field(description="image-caption pairs and how they are loaded")]
     views: Annotated[dict[str, ViewConfig], Field(min_length=1, description="named kinds of crops of each image")]

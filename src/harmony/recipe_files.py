@@ -1,7 +1,8 @@
 """Recipe files as plain values: finding them, laying one over another, changing single values, writing them.
 
-A recipe file may say `extends: NAME_OR_FILE`; it then gives only what differs. Sections are merged key by key, anything
-else is replaced, and `null` under `objectives` or `views` removes one.
+A recipe file may say `extends: NAME_OR_FILE`, or a list of them, of which each is laid over the one before; it then
+gives only what differs. Sections are merged key by key, anything else is replaced, and `null` under `objectives` or
+`views` removes one. Files whose name begins with an underscore are parts of recipes, such as the sizes of small runs.
 """
 
 import re
@@ -24,7 +25,7 @@ _BARE_MISSING = re.compile(r"(?<![^\s:,\[{])\?\?\?(?![^\s,}\]])")
 """It need not be quoted, although YAML gives a question mark within braces a meaning of its own."""
 
 _FOLDER = Path(__file__).parent / "recipes"
-_NOT_INHERITED = ("name", "description", "needs")
+_NOT_INHERITED = ("name", "description", "needs", "proof")
 _REMOVABLE = ("objectives", "views")
 _KINDS = {"linear", "cosine", "block", "random"}
 """Keys that say which kind of schedule or of mask a value is."""
@@ -84,7 +85,7 @@ _Dumper.add_representer(
 
 def names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def find(name_or_path: str, beside: Path | None = None) -> Path:
@@ -117,9 +118,13 @@ def _read(path: Path, within: tuple[Path, ...]) -> Values:
     if extends is None:
         _check_removals({}, values)
         return values
-    if not isinstance(extends, str):
-        raise UserError(f"{path}: extends must be the name or the file of one recipe, not {extends!r}")
-    below = _read(find(extends, beside=path.parent), (*within, path.resolve()))
+    below: Values = {}
+    for name in extends if isinstance(extends, list) and extends else [extends]:
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path}: extends must be the name or the file of a recipe, or a list of them, not {name!r}"
+            )
+        below = merged(below, _read(find(name, beside=path.parent), (*within, path.resolve())))
     _check_removals(below, values)
     return merged({key: value for key, value in below.items() if key not in _NOT_INHERITED}, values)
 

@@ -25,7 +25,7 @@ def _lines(owner: Any, values: dict[str, Any], indent: int, width: int) -> Itera
         inner, meaning = _inside(owner, key)
         if indent == 0 and isinstance(value, dict):
             yield ""
-        if key in ("name", "description", "needs") and indent == 0:
+        if key in ("name", "description", "needs", "family", "paper", "proof") and indent == 0:
             yield recipe_files.written_in_line({key: value})
         elif isinstance(value, dict) and value and not is_schedule(value):
             yield from _beside(f"{' ' * indent}{key}:", meaning, width)

@@ -1,30 +1,38 @@
-"""Every recipe trains: shrunk to seconds where it is large, and `flickr8k-small` as it is, on the real data."""
+"""Every recipe trains and resumes, shrunk to seconds, and `flickr8k-small` as it is, on the real data."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
-from runs import TINY, log_of
+from runs import log_of
+from shrunk import shrunk
 
 from harmony import recipe as recipes
 from harmony import recipe_files
 from harmony.evaluation import run as evaluate
 from harmony.training import trainer
 
-KEPT = ("harmony", "harmony-published")
-"""Recipes whose schedules, views and objectives are trained as written, at tiny sizes."""
+
+@pytest.mark.parametrize("name", recipe_files.names())
+def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path):
+    """Its objectives, views, masks and schedules as written, at tiny sizes."""
+    recipe = shrunk(name)
+    out = trainer.train(recipe, tmp_path / "run")
+    log = log_of(out)
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    losses = {key for key in log[0] if key.startswith("loss/")}
+    assert {key.split("/")[1] for key in losses} == set(recipe.objectives)
+    assert all(math.isfinite(line[key]) for line in log for key in losses)
+    shutil.rmtree(max((out / "checkpoints").iterdir()))  # as if the run had been killed after its second step
+    trainer.resume(out)
+    assert log_of(out) == log, "a resumed run repeats the steps that were lost, bit for bit"
 
 
 @pytest.mark.parametrize("name", recipe_files.names())
-def test_a_recipe_trains_for_some_steps(name: str, tmp_path: Path):
-    sizes = [item for item in TINY if name not in KEPT or not item.startswith(("optim", "views.local"))]
-    local = ["views.local={count: 8, size: 16}", "optim.warmup=1 step"] if name in KEPT else []
-    recipe = recipes.load(name, [*sizes, *local, "train={steps: 2, precision: fp32}"])
-    log = log_of(trainer.train(recipe, tmp_path / "run"))
-    assert [line["step"] for line in log] == [1, 2]
-    losses = {key for key in log[0] if key.startswith("loss/")}
-    assert losses == {f"loss/{objective}" for objective in recipe.objectives}
-    assert all(math.isfinite(line[key]) for line in log for key in losses)
+def test_a_recipe_says_what_it_is(name: str):
+    recipe = recipes.resolve(name)
+    assert recipe.description and recipe.needs and recipe.family and recipe.paper.startswith("arXiv ")
 
 
 def test_flickr8k_small_learns_resumes_and_is_evaluated(shared: Path, tmp_path: Path):
