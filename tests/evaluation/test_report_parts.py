@@ -16,6 +16,7 @@ from harmony.evaluation.report.attention import attention, heat
 from harmony.evaluation.report.charts import Bar, Line, Mark, Plot, Scale, _tick, bars, chart, nice_step
 from harmony.evaluation.report.html import Html, number, percent, tag
 from harmony.evaluation.report.log import Curve, Log, smoothed, thinned
+from harmony.evaluation.report.results import short_uri
 from harmony.models.vision import Segment, create_trunk
 from harmony.objectives.mae import Mae
 
@@ -277,3 +278,10 @@ def test_the_label_of_a_mark_stands_where_no_curve_runs():
     falling, rising = Curve(steps, [10 - s / 11 for s in steps]), Curve(steps, [1 + s / 11 for s in steps])
     assert 'class="start marked"' in chart("loss", "", [Line("loss", falling)], [Mark(1.2, "clipped above")])
     assert 'class="end marked"' in chart("loss", "", [Line("loss", rising)], [Mark(1.2, "clipped above")])
+
+
+def test_a_long_uri_keeps_the_file_it_names():
+    long = "coco:/data/sets/mini/instances.json?images=/data/sets/mini/images"
+    assert short_uri(long) == "coco: …/mini/instances.json?images=…/mini/images"
+    assert short_uri("shards:/data/pairs/train-{0..1}.tar") == "shards: …/pairs/train-{0..1}.tar"
+    assert short_uri("scenes:val?size=40&count=8") == "scenes:val?size=40&count=8"

@@ -124,6 +124,16 @@ def written(name: str, value: float) -> str:
 
 
 def short_uri(uri: str) -> str:
-    """A data URI with all but the last two parts of its path left out."""
+    """A data URI with all but the last two parts of its path, and of the paths among its settings, left out."""
     kind, _, place = uri.partition(":")
-    return f"{kind}: …/{'/'.join(place.split('/')[-2:])}" if place.count("/") > 1 else uri
+    path, mark, settings = place.partition("?")
+    short = "&".join(f"{name}{equals}{_ending(value)}" for name, equals, value in map(_parted, settings.split("&")))
+    return f"{kind}:{' ' if path.count('/') > 1 else ''}{_ending(path)}{mark}{short}"
+
+
+def _parted(setting: str) -> tuple[str, str, str]:
+    return setting.partition("=")
+
+
+def _ending(path: str) -> str:
+    return f"…/{'/'.join(path.split('/')[-2:])}" if path.count("/") > 1 else path
