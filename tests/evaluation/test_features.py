@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from harmony.errors import UserError
-from harmony.evaluation.features import Features, spread
+from harmony.evaluation.crops import spread
+from harmony.evaluation.features import Features
 from harmony.evaluation.settings import EvaluationConfig
 
 

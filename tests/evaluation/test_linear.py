@@ -20,7 +20,7 @@ from harmony.errors import UserError
 from harmony.evaluation import linear, linear_sgd, tasks
 from harmony.evaluation.encoder import Encoding, Layer
 from harmony.evaluation.linear import Tried, best
-from harmony.evaluation.linear_data import Inputs, Labelled, split
+from harmony.evaluation.linear_data import Inputs, Probed, split
 from harmony.evaluation.settings import EvaluationConfig, LinearConfig
 from harmony.evaluation.task import Setup
 from harmony.training.signals import Interrupted
@@ -90,7 +90,7 @@ def test_random_labels_score_chance():
     features = torch.randn(600, 2, 6, generator=generator)
     labels = torch.randint(4, (600,), generator=generator)
     train, test = (
-        Labelled(features[part], features[part, 0], labels[part], torch.arange(300), 0, 0)
+        Probed(features[part], features[part, 0], labels[part], torch.arange(300), 0, 0)
         for part in (slice(300), slice(300, 600))
     )
     grid = [Tried(Inputs(n, "cls_and_mean"), value) for n in (1, 2) for value in (1.0, 0.01)]
@@ -265,7 +265,7 @@ def test_settings_are_found_by_their_names():
 def test_a_head_learns_nothing_from_the_heads_beside_it():
     train = colours(28)
     alone, beside = (
-        linear_sgd.train_heads(given, Labelled.of(given.features(train).images()), torch.arange(28), kinds, 7)
+        linear_sgd.train_heads(given, Probed.of(given.features(train).images()), torch.arange(28), kinds, 7)
         for given, kinds in (
             (setup(Noisy(0.3), train, train, **SGD | {"lr_factors": 0.1}), [Inputs(2, "cls")]),
             (setup(Noisy(0.3), train, train, **SGD), [Inputs(1, "cls"), Inputs(2, "cls")]),
@@ -313,7 +313,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
 def test_crops_are_augmented_and_a_function_of_the_step():
     train = open_source("scenes:train?count=16")
     given = setup(plain.ColourEncoder(), train, colours(7), **SGD)
-    labelled = Labelled.of(given.features(train).images())
+    labelled = Probed.of(given.features(train).images())
     batches = linear_sgd.Augmented(given, labelled, torch.arange(16))
     pixels, labels = batches[1]
     assert (pixels.shape, pixels.dtype) == ((8, 3, 8, 8), torch.uint8)
@@ -332,7 +332,7 @@ def test_crops_are_augmented_and_a_function_of_the_step():
 def test_an_image_that_can_no_longer_be_read_is_told():
     train = colours(14)
     given = setup(plain.ColourEncoder(), train, train, **SGD)
-    labelled = Labelled.of(given.features(train).images())
+    labelled = Probed.of(given.features(train).images())
     train.bad = {3}
     with pytest.raises(UserError, match=r"colour-3 of train-colours: is truncated .* although it could be read before"):
         linear_sgd.Augmented(given, labelled, torch.arange(14)).make([3])
@@ -422,7 +422,7 @@ def test_cifar10_by_colours(shared):
         pixels = torch.from_numpy(data[f"{name}_images"]).permute(0, 3, 1, 2).float()[:1500]
         colours_of = torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1)
         labels = torch.from_numpy(data[f"{name}_labels"])[:1500]
-        parts.append(Labelled(colours_of[:, None], colours_of, labels, torch.arange(len(labels)), 0, 0))
+        parts.append(Probed(colours_of[:, None], colours_of, labels, torch.arange(len(labels)), 0, 0))
     train, test = parts
     grid = [Tried(Inputs(1, "cls"), value) for value in (1.0, 0.1, 0.01, 1e-3)]
     fitted, held_out = split(train.labels, 0.1, 0)
@@ -434,7 +434,7 @@ def test_cifar10_by_colours(shared):
 def _on_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = [run(Noisy(0.5), colours(70), colours(14), **mode) for mode in ({}, SGD)]
-    train = Labelled.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
+    train = Probed.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
     solution = linear.Problem(train.cls.flatten(1).double(), train.labels, 7).solve(0.01, tolerance=1e-8)
     torch.save([[(each.metrics, each.details) for each in found], solution.weight], folder / str(rank))
     dist.destroy_process_group()
@@ -445,7 +445,7 @@ def test_two_processes_choose_and_find_the_same(tmp_path):
     (first, weight), (second, other) = (torch.load(tmp_path / str(rank), weights_only=False) for rank in (0, 1))
     assert first == second
     assert weight.equal(other)
-    train = Labelled.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
+    train = Probed.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
     alone = linear.Problem(train.cls.flatten(1).double(), train.labels, 7).solve(0.01, tolerance=1e-8)
     torch.testing.assert_close(weight, alone.weight, atol=1e-6, rtol=0)
     assert first[0][0]["top1"] == run(Noisy(0.5), colours(70), colours(14)).metrics["top1"]

@@ -5,24 +5,23 @@ pixels a side.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from harmony import ranks
-from harmony.data.decode import MAX_PIXELS, decode
-from harmony.data.sources import BadExample, Example, Source
-from harmony.data.views import evaluation_crop
+from harmony.data.decode import MAX_PIXELS
+from harmony.data.sources import Source
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
+from harmony.evaluation.crops import Crops, Read, spread, tell_bad
 from harmony.evaluation.encoder import Encoder, Encoding
-from harmony.evaluation.progress import say, track
+from harmony.evaluation.progress import track
 from harmony.evaluation.settings import EvaluationConfig
 from harmony.evaluation.store import Shard, Store, hash_of, packed, spans, unpacked
 from harmony.training.distributed import together
@@ -31,9 +30,6 @@ ItemT = TypeVar("ItemT")
 
 LAYERS = 4
 """Last blocks whose features are kept, L; all of them when the encoder has fewer."""
-
-BAD_SHOWN = 3
-"""Examples that could not be read and are named; all are counted."""
 
 _CROP = "the central square, its side resized by antialiased bicubic interpolation"
 
@@ -195,7 +191,7 @@ class Features:
             "layers": self._layers,
         }
 
-    def _encode(self, crops: "Crops", parts: Sequence[tuple[int, slice]]) -> Iterator[tuple[int, Shard]]:
+    def _encode(self, crops: Crops, parts: Sequence[tuple[int, slice]]) -> Iterator[tuple[int, Shard]]:
         """Encode the examples of each part, with one set of workers for all of them."""
         if not parts:
             return
@@ -227,7 +223,7 @@ class Features:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _loader(self, crops: "Crops", batches: Sequence[slice]) -> "DataLoader[Read]":
+    def _loader(self, crops: Crops, batches: Sequence[slice]) -> DataLoader[Read]:
         largest = max((rows.stop - rows.start for rows in batches), default=0)
         workers = count_workers(self.config.workers, largest * 3 * crops.size**2)
         return DataLoader(
@@ -237,83 +233,6 @@ class Features:
             num_workers=max(0, min(workers, len(batches) - 1)),  # a single batch is made here
             worker_init_fn=start_worker,
         )
-
-
-@dataclass
-class Read:
-    """Examples that were read: those of one batch, with their crops (b, 3, S, S) uint8, or all so far, without."""
-
-    pixels: Tensor | None = None
-    indices: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    captions: list[list[str]] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    bad_indices: list[int] = field(default_factory=list)
-
-    def add(self, other: "Read") -> None:
-        """Take over what `other` holds, but for its crops."""
-        self.indices += other.indices
-        self.labels += other.labels
-        self.captions += other.captions
-        self.bad += other.bad
-        self.bad_indices += other.bad_indices
-
-
-class Crops(Dataset[Read]):
-    """Batches of examples, read and cut to the central square as for evaluation.
-
-    Args:
-        source: the examples.
-        positions: which of them, in this order.
-        size: S.
-        max_pixels: images with more pixels count as bad.
-        batch_size: examples a batch.
-    """
-
-    def __init__(
-        self, source: Source, positions: Sequence[int], size: int, max_pixels: int = MAX_PIXELS, batch_size: int = 1
-    ) -> None:
-        self.source = source
-        self.positions = positions
-        self.size = size
-        self.max_pixels = max_pixels
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.positions) // self.batch_size)
-
-    def __getitem__(self, batch: int | slice) -> Read:
-        """A batch by its number, or the examples at a range of `positions`."""
-        if isinstance(batch, int):
-            if not 0 <= batch < len(self):
-                raise IndexError(batch)
-            batch = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-        read, pixels = Read(), []
-        for index in self.positions[batch]:
-            try:
-                example, crop = self._read(index)
-            except BadExample as bad:
-                read.bad.append((bad.key, bad.reason))
-                read.bad_indices.append(index)
-                continue
-            pixels.append(crop)
-            read.indices.append(index)
-            read.labels.append(-1 if example.label is None else example.label)
-            read.captions.append(list(example.captions))
-        read.pixels = torch.stack(pixels) if pixels else None
-        return read
-
-    def _read(self, index: int) -> tuple[Example, Tensor]:
-        example = self.source[index]
-        return example, evaluation_crop(decode(example.image, self.max_pixels, example.key), self.size)
-
-    def some_readable(self, indices: Iterable[int]) -> bool:
-        """Whether an example that could not be read can be now: a disk that did not answer may be back."""
-        for index in indices:
-            with suppress(BadExample):
-                self._read(index)
-                return True
-        return False
 
 
 def _kept(encoding: Encoding) -> Shard:
@@ -355,19 +274,3 @@ def _finite(features: Tensor, what: str) -> Tensor:
             f"the encoder's embeddings of {what} are not finite; its weights are damaged, evaluate another checkpoint"
         )
     return features
-
-
-def tell_bad(uri: str, bad: Sequence[tuple[str, str]], examples: int, what: str = "read") -> None:
-    """Show which examples were left out, as (key, reason); UserError when nothing is left."""
-    named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
-    if len(bad) == examples:
-        raise UserError(f"no example of {uri} can be {what}: {named or 'it is empty'}; correct the data")
-    if bad and ranks.is_main():
-        say(f"{len(bad):,} examples of {uri} cannot be {what} and are left out: {named}")
-
-
-def spread(count: int, most: int | None) -> Sequence[int]:
-    """At most `most` positions spread evenly over 0 .. count - 1, since sources are often sorted by class."""
-    if most is None or most >= count:
-        return range(count)
-    return [i * count // most for i in range(most)]

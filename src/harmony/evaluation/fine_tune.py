@@ -16,8 +16,8 @@ from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.class_labels import read_labels, training_labels
 from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
+from harmony.evaluation.crops import Crops, Read, spread
 from harmony.evaluation.encoders import hash_of
-from harmony.evaluation.features import Crops, Read, spread
 from harmony.evaluation.fine_tune_batches import FineTuneBatches, FineTuneLoss
 from harmony.evaluation.fitting import Average, fit
 from harmony.evaluation.labelled import missing_pair

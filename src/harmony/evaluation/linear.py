@@ -19,7 +19,7 @@ from harmony.errors import UserError
 from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
 from harmony.evaluation.features import LAYERS
 from harmony.evaluation.labelled import missing_pair
-from harmony.evaluation.linear_data import Inputs, Labelled, split, train_and_test
+from harmony.evaluation.linear_data import Inputs, Probed, split, train_and_test
 from harmony.evaluation.linear_sgd import MOMENTUM, train_heads
 from harmony.evaluation.logistic import Classifier, Problem
 from harmony.evaluation.progress import track
@@ -132,7 +132,7 @@ def best(grid: Sequence[Tried]) -> Tried:
     return max(grid, key=lambda one: (one.validation_top1 or 0.0, -(one.validation_loss or 0.0)))
 
 
-def _learned(setup: Setup, train: Labelled, classes: int) -> tuple[list[Tried], Tried, Classifier]:
+def _learned(setup: Setup, train: Probed, classes: int) -> tuple[list[Tried], Tried, Classifier]:
     """Every setting, the chosen one, and its classifier."""
     config, kinds = setup.config.linear, inputs_tried(setup)
     lbfgs = config.mode == "lbfgs"
@@ -156,7 +156,7 @@ def _learned(setup: Setup, train: Labelled, classes: int) -> tuple[list[Tried], 
     return grid, chosen, classifiers[grid.index(chosen)]
 
 
-def _split(setup: Setup, train: Labelled) -> tuple[Tensor, Tensor]:
+def _split(setup: Setup, train: Probed) -> tuple[Tensor, Tensor]:
     config = setup.config.linear
     fitted, held_out = split(train.labels, config.validation_share, config.seed)
     if not len(held_out):
@@ -170,7 +170,7 @@ def _split(setup: Setup, train: Labelled) -> tuple[Tensor, Tensor]:
 
 
 def search(
-    grid: Sequence[Tried], train: Labelled, fitted: Tensor, held_out: Tensor, classes: int, device: torch.device
+    grid: Sequence[Tried], train: Probed, fitted: Tensor, held_out: Tensor, classes: int, device: torch.device
 ) -> list[Tried]:
     """Fit every setting on one part of the training set and measure it on the other; settings of like inputs adjoin."""
     found: list[Tried] = []
@@ -183,7 +183,7 @@ def search(
     return _agreed(found, device)
 
 
-def validated(one: Tried, classifier: Classifier, train: Labelled, held_out: Tensor) -> Tried:
+def validated(one: Tried, classifier: Classifier, train: Probed, held_out: Tensor) -> Tried:
     """With its accuracy and loss on the images held out."""
     labels = train.labels[held_out]
     inputs = one.inputs.of(train.cls[held_out], train.patches[held_out]).to(classifier.weight.device)

@@ -15,7 +15,7 @@ from harmony.evaluation.task import Setup
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Probed:
     """The labelled examples of a source with all features that a probe may see, in memory.
 
     Attributes:
@@ -37,7 +37,7 @@ class Labelled:
         return len(self.labels)
 
     @classmethod
-    def of(cls, images: ImageFeatures) -> "Labelled":
+    def of(cls, images: ImageFeatures) -> "Probed":
         kept = images.labels >= 0
         unlabelled = int((~kept).sum())
         if not unlabelled:  # spares a copy of everything
@@ -46,10 +46,10 @@ class Labelled:
         return cls(*own, unlabelled, len(images.bad))
 
 
-def train_and_test(setup: Setup) -> tuple[Labelled, Labelled, list[str]]:
+def train_and_test(setup: Setup) -> tuple[Probed, Probed, list[str]]:
     """What is learned from, what is measured on, and the names of the C classes; raises as `labelled_pair` does."""
     train, test, names = labelled_pair(setup)
-    return Labelled.of(train.images), Labelled.of(test.images), names
+    return Probed.of(train.images), Probed.of(test.images), names
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from harmony.evaluation.batches import read_again
 from harmony.evaluation.encoders import hash_of
 from harmony.evaluation.fitting import Batches, Group, fit
-from harmony.evaluation.linear_data import Inputs, Labelled
+from harmony.evaluation.linear_data import Inputs, Probed
 from harmony.evaluation.logistic import Classifier, statistics
 from harmony.evaluation.task import Setup
 
@@ -35,7 +35,7 @@ class Augmented(Batches[tuple[Tensor, Tensor]]):
         fitted: (N,) positions among them that are trained on.
     """
 
-    def __init__(self, setup: Setup, train: Labelled, fitted: Tensor) -> None:
+    def __init__(self, setup: Setup, train: Probed, fitted: Tensor) -> None:
         config = setup.config.linear
         super().__init__(len(fitted), config)
         assert setup.train is not None
@@ -62,7 +62,7 @@ class Heads(nn.Module):
         classes: C.
     """
 
-    def __init__(self, inputs: Sequence[Inputs], rates: int, train: Labelled, classes: int) -> None:
+    def __init__(self, inputs: Sequence[Inputs], rates: int, train: Probed, classes: int) -> None:
         super().__init__()
         self.inputs, self.rates = list(inputs), rates
         heads: list[nn.Linear] = []
@@ -98,7 +98,7 @@ class Heads(nn.Module):
         return Classifier(head.weight.detach(), head.bias.detach(), *statistics)
 
 
-def train_heads(setup: Setup, train: Labelled, fitted: Tensor, inputs: Sequence[Inputs], classes: int) -> Heads:
+def train_heads(setup: Setup, train: Probed, fitted: Tensor, inputs: Sequence[Inputs], classes: int) -> Heads:
     """Train on the positions `fitted` of the training set.
 
     Raises:
@@ -108,7 +108,7 @@ def train_heads(setup: Setup, train: Labelled, fitted: Tensor, inputs: Sequence[
     config, encoder = setup.config.linear, setup.encoder
     assert setup.train is not None
     batches = Augmented(setup, train, fitted)
-    chosen = Labelled(train.cls[fitted], train.patches[fitted], train.labels[fitted], train.indices[fitted], 0, 0)
+    chosen = Probed(train.cls[fitted], train.patches[fitted], train.labels[fitted], train.indices[fitted], 0, 0)
     heads = Heads(inputs, len(config.lr_factors), chosen, classes).to(encoder.device)
     most = max(kind.layers for kind in inputs)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from harmony.evaluation.crops import spread
 from harmony.evaluation.detection.evaluator import Page, Precision, decoded
-from harmony.evaluation.features import spread
 
 EXAMPLES = 6
 """Images that the report shows."""

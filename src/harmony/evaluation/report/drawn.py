@@ -4,8 +4,8 @@ from pathlib import Path
 
 from harmony.data.sources import open_source
 from harmony.errors import UserError
+from harmony.evaluation.crops import spread
 from harmony.evaluation.encoders import TowersEncoder, load_part, load_run
-from harmony.evaluation.features import spread
 from harmony.evaluation.report import attention, pictures
 from harmony.evaluation.report.html import Section, note
 from harmony.evaluation.report.images import squares

@@ -9,7 +9,7 @@ from torch import Tensor
 from harmony.data.decode import MAX_PIXELS, decode
 from harmony.data.sources import BadExample, Source, SourceOptions, open_source
 from harmony.errors import UserError
-from harmony.evaluation.features import Crops, Read
+from harmony.evaluation.crops import Crops, Read
 from harmony.evaluation.report.pictures import data_uri
 
 

@@ -20,7 +20,7 @@ from harmony.data.decode import decode
 from harmony.data.sources import BadExample, Example, Source
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
-from harmony.evaluation.features import tell_bad
+from harmony.evaluation.crops import tell_bad
 from harmony.evaluation.progress import track
 from harmony.evaluation.segmentation.scores import IGNORE
 from harmony.training.distributed import everyones

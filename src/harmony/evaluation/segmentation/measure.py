@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harmony import ranks
 from harmony.errors import UserError
-from harmony.evaluation.features import spread, tell_bad
+from harmony.evaluation.crops import spread, tell_bad
 from harmony.evaluation.segmentation.data import Pictures, resize_mask, size_at
 from harmony.evaluation.segmentation.heads import Segmenter
 from harmony.evaluation.segmentation.inference import averaged, classes_at, slide, stride_of
