@@ -7,6 +7,7 @@ from harmony.objectives.ibot import Ibot
 from harmony.objectives.mae import Mae
 from harmony.objectives.mlm import Mlm
 from harmony.objectives.siglip import Siglip
+from harmony.objectives.simclr import Simclr
 from harmony.objectives.text_distillation import TextDistillation
 
 _KINDS: dict[str, type[Objective]] = {
@@ -16,6 +17,7 @@ _KINDS: dict[str, type[Objective]] = {
     "mae": Mae,
     "mlm": Mlm,
     "siglip": Siglip,
+    "simclr": Simclr,
     "text_distillation": TextDistillation,
 }
 

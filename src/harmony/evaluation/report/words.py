@@ -17,6 +17,7 @@ LOSSES = {
     "clip": "Each image picks its caption out of the batch, and each caption its image; at first near the log of the "
     "batch size.",
     "siglip": "Each image-caption pair of the batch is judged by itself: does it belong together?",
+    "simclr": "Every crop picks the other crop of its image out of all crops of the batch.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
@@ -48,7 +49,16 @@ SIGNS = {
         "Standard deviation of unit-length features times the root of their width: 1 is even, 0 a collapse.",
     ),
     "batch_accuracy": Words(
-        "pairs found", "Share of the images that pick their own caption out of the batch.", share=True
+        "pairs found",
+        "Share of the images that pick their own caption, or their own other crop, out of the batch.",
+        share=True,
+    ),
+    "positive_cosine": Words(
+        "likeness of what belongs together", "Mean cosine of projections that should be alike; 1 is the same."
+    ),
+    "negative_cosine": Words(
+        "likeness of what does not",
+        "Mean cosine of projections of different images; near 1 all look alike, a collapse.",
     ),
     "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
