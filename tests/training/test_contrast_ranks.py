@@ -16,6 +16,7 @@ from harmony.training.trainer import Trainer
 HEAD = "{hidden: 16, output: 8, layers: 3}"
 VARIANTS = {
     "simclr": ("simclr", f"objectives.simclr.head={HEAD}"),
+    "vicreg": ("vicreg", f"objectives.vicreg.head={HEAD}"),
 }
 """Name -> recipe and overrides: with batch norms, which `shrunk` leaves out, as it makes projectors one layer deep."""
 

@@ -9,6 +9,7 @@ from harmony.objectives.mlm import Mlm
 from harmony.objectives.siglip import Siglip
 from harmony.objectives.simclr import Simclr
 from harmony.objectives.text_distillation import TextDistillation
+from harmony.objectives.vicreg import Vicreg
 
 _KINDS: dict[str, type[Objective]] = {
     "clip": Clip,
@@ -19,6 +20,7 @@ _KINDS: dict[str, type[Objective]] = {
     "siglip": Siglip,
     "simclr": Simclr,
     "text_distillation": TextDistillation,
+    "vicreg": Vicreg,
 }
 
 

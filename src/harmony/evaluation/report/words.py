@@ -18,6 +18,8 @@ LOSSES = {
     "batch size.",
     "siglip": "Each image-caption pair of the batch is judged by itself: does it belong together?",
     "simclr": "Every crop picks the other crop of its image out of all crops of the batch.",
+    "vicreg": "Embeddings of two crops of an image differ little, vary from image to image, and have variables that "
+    "do not follow each other.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
@@ -59,6 +61,12 @@ SIGNS = {
     "negative_cosine": Words(
         "likeness of what does not",
         "Mean cosine of projections of different images; near 1 all look alike, a collapse.",
+    ),
+    "invariance": Words("invariance", "Mean squared distance between the embeddings of two crops of an image."),
+    "variance": Words("missing variance", "How far the standard deviations of the embedding stay below 1; 2 at most."),
+    "covariance": Words("covariance", "Squared covariances between different variables of the embedding."),
+    "spread": Words(
+        "embedding spread", "Standard deviation over a batch of the embedding's variables; 0 is a collapse."
     ),
     "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
