@@ -17,6 +17,9 @@ HEAD = "{hidden: 16, output: 8, layers: 3}"
 VARIANTS = {
     "simclr": ("simclr", f"objectives.simclr.head={HEAD}"),
     "vicreg": ("vicreg", f"objectives.vicreg.head={HEAD}"),
+    "swav": ("swav", f"objectives.swav={{head: {HEAD}, freeze_prototypes: 1 step}}"),
+    "swav with a queue": ("swav", f"objectives.swav={{head: {HEAD}, queue: 7, queue_after: 1 step}}"),
+    "slip": ("slip", f"objectives.simclr.head={HEAD}"),
 }
 """Name -> recipe and overrides: with batch norms, which `shrunk` leaves out, as it makes projectors one layer deep."""
 

@@ -8,6 +8,7 @@ from harmony.objectives.mae import Mae
 from harmony.objectives.mlm import Mlm
 from harmony.objectives.siglip import Siglip
 from harmony.objectives.simclr import Simclr
+from harmony.objectives.swav import Swav
 from harmony.objectives.text_distillation import TextDistillation
 from harmony.objectives.vicreg import Vicreg
 
@@ -19,6 +20,7 @@ _KINDS: dict[str, type[Objective]] = {
     "mlm": Mlm,
     "siglip": Siglip,
     "simclr": Simclr,
+    "swav": Swav,
     "text_distillation": TextDistillation,
     "vicreg": Vicreg,
 }
