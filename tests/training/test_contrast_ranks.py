@@ -14,11 +14,14 @@ from harmony.training.distributed import Place
 from harmony.training.trainer import Trainer
 
 HEAD = "{hidden: 16, output: 8, layers: 3}"
+MLP = "{hidden: 16, layers: 2}"
 VARIANTS = {
     "simclr": ("simclr", f"objectives.simclr.head={HEAD}"),
     "vicreg": ("vicreg", f"objectives.vicreg.head={HEAD}"),
     "swav": ("swav", f"objectives.swav={{head: {HEAD}, freeze_prototypes: 1 step}}"),
     "swav with a queue": ("swav", f"objectives.swav={{head: {HEAD}, queue: 7, queue_after: 1 step}}"),
+    "mocov3": ("mocov3", f"objectives.mocov3={{head: {HEAD}, predictor: {MLP}}}"),
+    "mocov3 with a queue": ("mocov3", f"objectives.mocov3={{head: {HEAD}, predictor: {MLP}, queue: 19}}"),
     "slip": ("slip", f"objectives.simclr.head={HEAD}"),
 }
 """Name -> recipe and overrides: with batch norms, which `shrunk` leaves out, as it makes projectors one layer deep."""

@@ -6,6 +6,7 @@ from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
 from harmony.objectives.mae import Mae
 from harmony.objectives.mlm import Mlm
+from harmony.objectives.mocov3 import Mocov3
 from harmony.objectives.siglip import Siglip
 from harmony.objectives.simclr import Simclr
 from harmony.objectives.swav import Swav
@@ -18,6 +19,7 @@ _KINDS: dict[str, type[Objective]] = {
     "ibot": Ibot,
     "mae": Mae,
     "mlm": Mlm,
+    "mocov3": Mocov3,
     "siglip": Siglip,
     "simclr": Simclr,
     "swav": Swav,

@@ -21,6 +21,7 @@ LOSSES = {
     "vicreg": "Embeddings of two crops of an image differ little, vary from image to image, and have variables that "
     "do not follow each other.",
     "swav": "Every crop predicts the cluster that another crop of its image was given, clusters being used alike.",
+    "mocov3": "Each crop's query picks the key that the teacher makes of the other crop out of the batch's keys.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
