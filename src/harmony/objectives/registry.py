@@ -2,6 +2,7 @@
 
 from harmony.objectives.base import Objective
 from harmony.objectives.clip import Clip
+from harmony.objectives.densecl import Densecl
 from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
 from harmony.objectives.mae import Mae
@@ -15,6 +16,7 @@ from harmony.objectives.vicreg import Vicreg
 
 _KINDS: dict[str, type[Objective]] = {
     "clip": Clip,
+    "densecl": Densecl,
     "dino": Dino,
     "ibot": Ibot,
     "mae": Mae,

@@ -22,6 +22,7 @@ LOSSES = {
     "do not follow each other.",
     "swav": "Every crop predicts the cluster that another crop of its image was given, clusters being used alike.",
     "mocov3": "Each crop's query picks the key that the teacher makes of the other crop out of the batch's keys.",
+    "densecl": "A crop, and each of its patches, picks the teacher's key of the other crop out of many earlier ones.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
@@ -70,6 +71,10 @@ SIGNS = {
     "spread": Words(
         "embedding spread", "Standard deviation over a batch of the embedding's variables; 0 is a collapse."
     ),
+    "patch_accuracy": Words(
+        "patches found", "Share of the patches that pick their partner in the other crop out of the queue.", share=True
+    ),
+    "matched": Words("patches with a partner", "Share of the patches that have one in the other crop.", share=True),
     "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
 
