@@ -24,6 +24,7 @@ VARIANTS = {
     "mocov3 with a queue": ("mocov3", f"objectives.mocov3={{head: {HEAD}, predictor: {MLP}, queue: 19}}"),
     "densecl": ("densecl", f"objectives.densecl={{head: {HEAD}, dense_head: {HEAD}, queue: 19}}"),
     "densecl by geometry": ("densecl", "objectives.densecl={matching: geometry, queue: 19}"),
+    "supcon": ("supcon", f"objectives.supcon.head={HEAD}"),
     "slip": ("slip", f"objectives.simclr.head={HEAD}"),
 }
 """Name -> recipe and overrides: with batch norms, which `shrunk` leaves out, as it makes projectors one layer deep."""

@@ -10,6 +10,7 @@ from harmony.objectives.mlm import Mlm
 from harmony.objectives.mocov3 import Mocov3
 from harmony.objectives.siglip import Siglip
 from harmony.objectives.simclr import Simclr
+from harmony.objectives.supcon import Supcon
 from harmony.objectives.swav import Swav
 from harmony.objectives.text_distillation import TextDistillation
 from harmony.objectives.vicreg import Vicreg
@@ -24,6 +25,7 @@ _KINDS: dict[str, type[Objective]] = {
     "mocov3": Mocov3,
     "siglip": Siglip,
     "simclr": Simclr,
+    "supcon": Supcon,
     "swav": Swav,
     "text_distillation": TextDistillation,
     "vicreg": Vicreg,

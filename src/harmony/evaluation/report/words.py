@@ -23,6 +23,7 @@ LOSSES = {
     "swav": "Every crop predicts the cluster that another crop of its image was given, clusters being used alike.",
     "mocov3": "Each crop's query picks the key that the teacher makes of the other crop out of the batch's keys.",
     "densecl": "A crop, and each of its patches, picks the teacher's key of the other crop out of many earlier ones.",
+    "supcon": "Every crop picks the crops of its class out of all crops of the batch.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
