@@ -48,6 +48,25 @@ class _Gather(torch.autograd.Function):
         return total(gradient)[rank() * ctx.size : (rank() + 1) * ctx.size]
 
 
+def summed(local: Tensor) -> Tensor:
+    """The sum over ranks, with gradients back to every rank; `total` is the one without."""
+    if count() == 1:
+        return local
+    return cast(Tensor, _Summed.apply(local))
+
+
+class _Summed(torch.autograd.Function):
+    """Every rank's loss depends on the same sum: what all ranks find for it flows back to each."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return total(local)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
 def total(local: Tensor) -> Tensor:
     """The sum over ranks, detached from the graph."""
     summed = local.detach().clone()

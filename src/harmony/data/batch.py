@@ -1,7 +1,8 @@
 """What travels from the loader to the objectives: named tensors of one batch of image-caption pairs.
 
 Shapes: B examples, V crops of a view, N patches of a crop, K kept patches, T caption tokens, M masked positions in all.
-No label is in here, so that none can reach pre-training.
+No label is in here, so that none can reach pre-training, unless an objective of the recipe is supervised and says so
+(`Objective.needs_labels`).
 """
 
 from collections.abc import Callable
@@ -62,6 +63,7 @@ class Batch:
         captions: stream name -> (B, T) int64 token ids, zero behind the end token; T is the longest caption's length.
         texts: stream name -> the B strings the ids came from.
         masks: mask name -> Mask.
+        labels: (B,) int64 class indices, for recipes with a supervised objective; None for all others.
         skipped: (key, reason) of bad examples that were met and replaced while this batch was made.
     """
 
@@ -74,6 +76,7 @@ class Batch:
     captions: dict[str, Tensor] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
     masks: dict[str, Mask] = field(default_factory=dict)
+    labels: Tensor | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:

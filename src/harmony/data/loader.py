@@ -48,6 +48,7 @@ class PairLoader:
         augment: whether colours are changed and pixels normalised by the workers, or left to the device.
         rank, ranks: which slice of each part is made here, and of how many.
         device: where batches will go; for a GPU they are put into pinned memory.
+        labels: whether batches have labels, which only a supervised objective asks for.
 
     Attributes:
         epoch_steps: optimiser steps an epoch.
@@ -76,6 +77,7 @@ class PairLoader:
         rank: int = 0,
         ranks: int = 1,
         device: torch.device | str = "cpu",
+        labels: bool = False,
     ) -> None:
         self.epoch_steps = epoch_steps(len(source), data.batch_size, source.uri)
         _check_parts(data.batch_size, ranks, accumulate)
@@ -83,6 +85,8 @@ class PairLoader:
         grids = {name: grid_of(name, view.size, patch) for name, view in views.items()}
         if tokenizer:
             source.require_captions()
+        if labels:
+            source.require_labels()
         self.data, self.seed, self.steps, self.accumulate = data, seed, steps, accumulate
         self.rank, self.ranks = rank, ranks
         self.part = data.batch_size // ranks // accumulate
@@ -97,6 +101,7 @@ class PairLoader:
             steps=steps,
             epoch_steps=self.epoch_steps,
             colours=(tuple(mean), tuple(std)) if augment == "worker" else None,
+            labels=labels,
         )
         self.workers = count_workers(data.workers, self._batch_bytes())
         self.seen = self.bad = 0

@@ -76,6 +76,7 @@ class BatchMaker:
         max_pixels: largest image decoded.
         steps, epoch_steps: length of the run and of an epoch, for the clock of masks.
         colours: (mean, std) when colours are changed and pixels normalised here, None when the device does it.
+        labels: whether batches have labels.
     """
 
     source: Source
@@ -87,6 +88,7 @@ class BatchMaker:
     steps: int
     epoch_steps: int
     colours: tuple[Sequence[float], Sequence[float]] | None
+    labels: bool = False
 
     def __getitem__(self, slot: Slot) -> Made:
         made = Made(Batch(keys=[], chance=Chance(slot.streams)), slot.examples)
@@ -104,6 +106,7 @@ class BatchMaker:
         """
         chance = Chance(slot.streams)
         captions: list[list[str]] = []
+        labels: list[int | None] = []
         crops: list[Crops] = []
         for start in range(0, len(slot.examples), _DECODED_AT_ONCE):
             part = range(start, min(start + _DECODED_AT_ONCE, len(slot.examples)))
@@ -112,6 +115,7 @@ class BatchMaker:
                 example, pixels = self._good_example(int(slot.examples[place]), chance.keys[place : place + 1], made)
                 made.batch.keys.append(example.key)
                 captions.append(example.captions)
+                labels.append(example.label)
                 images.append(pixels)
             crops.append(cut_views(images, Chance(chance.keys[part.start : part.stop]), self.views))
         batch = made.batch
@@ -122,6 +126,8 @@ class BatchMaker:
         if self.tokenizer:
             batch.texts["caption"] = self._drawn(captions, chance)
             batch.captions["caption"] = self.tokenizer.encode(batch.texts["caption"])
+        if self.labels:
+            batch.labels = torch.tensor(labels, dtype=torch.int64)
         clock = Clock(slot.step, self.steps, self.epoch_steps)
         batch.masks = {name: self._mask(name, sampler, batch, clock) for name, sampler in self.masks.items()}
         if self.colours:
@@ -152,6 +158,8 @@ class BatchMaker:
         example = self.source[index]
         if self.tokenizer and not example.captions:
             raise BadExample(example.key, f"has no caption in {self.source.caption_place()}")
+        if self.labels and example.label is None:
+            raise BadExample(example.key, "has no class")
         return example, decode(example.image, self.max_pixels, example.key)
 
     def _drawn(self, captions: Sequence[list[str]], chance: Chance) -> list[str]:

@@ -107,6 +107,8 @@ class Objective(nn.Module):
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
+    needs_labels: ClassVar[bool] = False
+    """Whether it is supervised: only then does `Batch.labels` hold the examples' classes."""
     config: Any
     signs: dict[str, Tensor]
     """Detached scalars for the log, filled by `forward` on logged steps."""

@@ -2,21 +2,33 @@
 
 from harmony.objectives.base import Objective
 from harmony.objectives.clip import Clip
+from harmony.objectives.densecl import Densecl
 from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
 from harmony.objectives.mae import Mae
 from harmony.objectives.mlm import Mlm
+from harmony.objectives.mocov3 import Mocov3
 from harmony.objectives.siglip import Siglip
+from harmony.objectives.simclr import Simclr
+from harmony.objectives.supcon import Supcon
+from harmony.objectives.swav import Swav
 from harmony.objectives.text_distillation import TextDistillation
+from harmony.objectives.vicreg import Vicreg
 
 _KINDS: dict[str, type[Objective]] = {
     "clip": Clip,
+    "densecl": Densecl,
     "dino": Dino,
     "ibot": Ibot,
     "mae": Mae,
     "mlm": Mlm,
+    "mocov3": Mocov3,
     "siglip": Siglip,
+    "simclr": Simclr,
+    "supcon": Supcon,
+    "swav": Swav,
     "text_distillation": TextDistillation,
+    "vicreg": Vicreg,
 }
 
 

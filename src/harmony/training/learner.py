@@ -96,6 +96,10 @@ class Learner(nn.Module):
         """Names of the views that a batch must have: those that are encoded, and those that masks are drawn on."""
         return self.plan.views | {mask.view for mask in self.masks().values() if isinstance(mask, PatchSampler)}
 
+    def needs_labels(self) -> bool:
+        """Whether a batch must have labels, because an objective that runs is supervised."""
+        return any(self._objective(name).needs_labels for name in self._active)
+
     def losses_by_group(self, batch: Batch, clock: Clock, logged: bool = False) -> Iterator[GroupLosses]:
         """Losses group by group; call backward on each before asking for the next, so that its activations are freed.
 

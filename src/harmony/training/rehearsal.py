@@ -75,6 +75,11 @@ def _batch(recipe: Recipe, learner: Learner, examples: int, caption_tokens: int)
         words = max(1, min(caption_tokens, recipe.model.text.context) - 2)
         begin, end = torch.full((examples, 1), VOCABULARY - 2), torch.full((examples, 1), VOCABULARY - 1)
         batch.captions = {"caption": torch.cat([begin, torch.full((examples, words), 1), end], dim=1)}
+    if learner.needs_labels():
+        batch.labels = torch.arange(examples)
+    for name, view in recipe.views.items():
+        batch.boxes[name] = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(view.count, examples, 4)
+        batch.flips[name] = torch.zeros(view.count, examples, dtype=torch.bool)
     for name, sampler in learner.masks().items():
         if isinstance(sampler, PatchSampler):
             view = recipe.views[sampler.view]

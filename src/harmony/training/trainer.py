@@ -137,6 +137,7 @@ class Trainer:
             rank=self.place.rank,
             ranks=self.place.ranks,
             device=self.place.device,
+            labels=self.learner.needs_labels(),
         )
 
     def run(self, run: RunDirectory, note: str = "") -> None:

@@ -61,7 +61,7 @@ class Example:
         key: its name, unique in most sources; for messages and for matching.
         image: the encoded file, or a picture for sources that make their own.
         captions: none, one or several.
-        label: class index, for evaluation alone; a batch never carries it.
+        label: class index, for evaluation; a batch carries it only for a supervised objective.
         mask: class of every pixel of the image as decoded, (H, W) uint8 or uint16, for evaluation alone; the source has
             decoded it and checked that it holds nothing but classes and `mask_ignore`.
         objects: the things on the image, likewise.
@@ -179,6 +179,14 @@ class Source(ABC):
                     if seen
                     else f"only {only}; use data with captions"
                 )
+            )
+
+    def require_labels(self) -> None:
+        """UserError when no example has a label where this source looks for labels."""
+        if not self.has_labels():
+            raise UserError(
+                f"no example of {self.uri} has a class, but an objective of this recipe learns from classes; use data "
+                "with classes (?label_key=NAME in its URI says where they are), or set the objective to null"
             )
 
 

@@ -17,6 +17,13 @@ LOSSES = {
     "clip": "Each image picks its caption out of the batch, and each caption its image; at first near the log of the "
     "batch size.",
     "siglip": "Each image-caption pair of the batch is judged by itself: does it belong together?",
+    "simclr": "Every crop picks the other crop of its image out of all crops of the batch.",
+    "vicreg": "Embeddings of two crops of an image differ little, vary from image to image, and have variables that "
+    "do not follow each other.",
+    "swav": "Every crop predicts the cluster that another crop of its image was given, clusters being used alike.",
+    "mocov3": "Each crop's query picks the key that the teacher makes of the other crop out of the batch's keys.",
+    "densecl": "A crop, and each of its patches, picks the teacher's key of the other crop out of many earlier ones.",
+    "supcon": "Every crop picks the crops of its class out of all crops of the batch.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
@@ -48,8 +55,27 @@ SIGNS = {
         "Standard deviation of unit-length features times the root of their width: 1 is even, 0 a collapse.",
     ),
     "batch_accuracy": Words(
-        "pairs found", "Share of the images that pick their own caption out of the batch.", share=True
+        "pairs found",
+        "Share of the images that pick their own caption, or their own other crop, out of the batch.",
+        share=True,
     ),
+    "positive_cosine": Words(
+        "likeness of what belongs together", "Mean cosine of projections that should be alike; 1 is the same."
+    ),
+    "negative_cosine": Words(
+        "likeness of what does not",
+        "Mean cosine of projections of different images; near 1 all look alike, a collapse.",
+    ),
+    "invariance": Words("invariance", "Mean squared distance between the embeddings of two crops of an image."),
+    "variance": Words("missing variance", "How far the standard deviations of the embedding stay below 1; 2 at most."),
+    "covariance": Words("covariance", "Squared covariances between different variables of the embedding."),
+    "spread": Words(
+        "embedding spread", "Standard deviation over a batch of the embedding's variables; 0 is a collapse."
+    ),
+    "patch_accuracy": Words(
+        "patches found", "Share of the patches that pick their partner in the other crop out of the queue.", share=True
+    ),
+    "matched": Words("patches with a partner", "Share of the patches that have one in the other crop.", share=True),
     "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
 
