@@ -4,7 +4,7 @@ from pathlib import Path
 
 from harmony.data.sources import open_source
 from harmony.errors import UserError
-from harmony.evaluation.encoders import TowersEncoder, load_part, load_run
+from harmony.evaluation.encoders import TowersEncoder, load_run
 from harmony.evaluation.features import spread
 from harmony.evaluation.report import attention, pictures
 from harmony.evaluation.report.html import Section, note
@@ -12,6 +12,7 @@ from harmony.evaluation.report.images import squares
 from harmony.objectives.mae import Mae
 from harmony.recipe import Recipe
 from harmony.training import checkpoints
+from harmony.training.trained import load_part
 
 COLOURED, RECONSTRUCTED = 6, 6
 """Images with colour maps and attention, and with reconstructions."""
