@@ -20,10 +20,16 @@ from harmony.training import trainer
 from harmony.training.trained import read_trained
 
 
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for recipes with a frozen model."""
+    return trainer.train(shrunk("clip-small", "train.steps=1"), tmp_path_factory.mktemp("frozen") / "run")
+
+
 @pytest.mark.parametrize("name", recipe_files.names())
-def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path):
+def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path, frozen: Path):
     """Its objectives, views, masks and schedules as written, at tiny sizes."""
-    recipe = shrunk(name)
+    recipe = shrunk(name, frozen=frozen)
     out = trainer.train(recipe, tmp_path / "run")
     log = log_of(out)
     assert [line["step"] for line in log] == [1, 2, 3, 4]

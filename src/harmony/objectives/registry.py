@@ -1,6 +1,7 @@
 """The kinds of objectives, by the name a recipe uses."""
 
 from harmony.objectives.base import Objective
+from harmony.objectives.beit import Beit
 from harmony.objectives.clip import Clip
 from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
@@ -10,6 +11,7 @@ from harmony.objectives.siglip import Siglip
 from harmony.objectives.text_distillation import TextDistillation
 
 _KINDS: dict[str, type[Objective]] = {
+    "beit": Beit,
     "clip": Clip,
     "dino": Dino,
     "ibot": Ibot,
