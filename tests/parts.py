@@ -9,7 +9,8 @@ from torch import Tensor
 from harmony.chance import Chance
 from harmony.data.batch import Batch, Mask
 from harmony.data.views import ViewConfig
-from harmony.models.settings import ModelConfig
+from harmony.interchange.frozen import frozen_models
+from harmony.models.settings import FrozenConfig, ModelConfig
 from harmony.models.towers import Towers
 from harmony.objectives.registry import kinds
 from harmony.schedules import Clock
@@ -32,8 +33,13 @@ VIEWS = {
 }
 
 
-def learner_of(objectives: dict[str, dict[str, Any]], joint: bool = False, drop_path: float = 0.0) -> Learner:
-    """A learner in float64 whose teacher differs from its student."""
+def learner_of(
+    objectives: dict[str, dict[str, Any]],
+    joint: bool = False,
+    drop_path: float = 0.0,
+    frozen: dict[str, dict[str, Any]] | None = None,
+) -> Learner:
+    """A learner in float64 whose teacher differs from its student; `frozen` is what a recipe says of frozen models."""
     torch.manual_seed(0)
     image = {"name": "vit_tiny_patch16_224", "patch": 8, "width": 16, "depth": 2, "heads": 2, "drop_path": drop_path}
     model = {"image": image, "text": {"width": 16, "layers": 1, "heads": 2}, "embed": 12}
@@ -42,9 +48,12 @@ def learner_of(objectives: dict[str, dict[str, Any]], joint: bool = False, drop_
         name: classes[own.get("type", name)](classes[own.get("type", name)].Config(**own), towers, VIEWS)
         for name, own in objectives.items()
     }
+    settings = {name: FrozenConfig.model_validate(one) for name, one in (frozen or {}).items()}
+    given = frozen_models(settings, ModelConfig.model_validate(model).image, 32)
     for objective in built.values():
+        objective.meet({name: one.image for name, one in given.items()})
         objective.borrow(built)
-    learner = Learner(towers, built, VIEWS, joint).double().train()
+    learner = Learner(towers, built, VIEWS, joint, given).double().train()
     with torch.no_grad():
         for _, slow in learner._pairs():
             for parameter in slow.parameters():

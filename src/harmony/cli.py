@@ -35,7 +35,7 @@ app = typer.Typer(
 data = typer.Typer(help="Look at data, index it, or generate some.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(data, name="data", rich_help_panel="Look before you train")
 
-_TRAINING, _LOOKING, _MEASURING = "Train", "Look before you train", "Measure"
+_TRAINING, _LOOKING, _MEASURING = "Train", "Look before you train", "Measure and use"
 
 RecipeName = Annotated[
     str,
@@ -175,6 +175,29 @@ def evaluate(
     _show_card(outcome.details["card"])
     _show_metrics(task, outcome.metrics)
     Console(highlight=False).print(f"Written to [bold]{out / 'metrics.json'}[/]")
+
+
+@app.command(rich_help_panel=_MEASURING)
+def export(
+    where: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Directory of a run or of a checkpoint.", show_default=False),
+    ],
+    *,
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="timm, open_clip, huggingface or onnx.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New directory for the model.", show_default=False)],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="teacher, student or untrained.")] = "teacher",
+) -> None:
+    """Write a trained model in the form of another library."""
+    from harmony.interchange import export as exports
+    from harmony.training.trained import read_trained
+
+    exports.check(to, out)
+    trained = read_trained(where, model)
+    what = exports.Exported(trained.name, trained.towers, trained.recipe.model, trained.contrast())
+    Console(highlight=False).print(f"Written to [bold]{exports.export(what, to, out)}[/]")
 
 
 @app.command(rich_help_panel=_MEASURING)

@@ -23,7 +23,7 @@ from harmony.data.settings import DataConfig
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError, unknown
 from harmony.evaluation.settings import EvaluationConfig
-from harmony.models.settings import ModelConfig
+from harmony.models.settings import FrozenConfig, ModelConfig
 from harmony.models.vision import patch_size
 from harmony.objectives.base import ObjectiveConfig
 from harmony.objectives.registry import kinds
@@ -58,6 +58,9 @@ class Recipe(BaseModel):
     paper: Annotated[str, Field(description="where the method was published, as 'arXiv 2405.14239'")] = ""
     proof: Annotated[str, Field(description="what has been measured of it, and where that is written")] = ""
     model: Annotated[ModelConfig, Field(description="both towers")] = ModelConfig()
+    frozen: Annotated[
+        dict[str, FrozenConfig], Field(description="models that are given and never change, by name")
+    ] = {}
     data: Annotated[DataConfig, Field(description="image-caption pairs and how they are loaded")]
     views: Annotated[dict[str, ViewConfig], Field(min_length=1, description="named kinds of crops of each image")]
     objectives: Annotated[
@@ -87,6 +90,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
         _check_crops(self)
+        _check_frozen(self)
         _check_names(self, removed=(info.context or {}).get("removed", ()))
         _check_length(self)
         _check_evaluation(self)
@@ -205,6 +209,12 @@ def _check_crops(recipe: Recipe) -> None:
                 f"views.{name}.size {view.size} is not a multiple of the patch size {patch}; "
                 f"set it to {below} or {above}"
             )
+
+
+def _check_frozen(recipe: Recipe) -> None:
+    for name in recipe.frozen:
+        if name in ("student", "teacher") or not name.isidentifier():
+            raise UserError(f"frozen.{name} cannot be called so; choose another word, as in frozen.tokenizer")
 
 
 def _named_views(recipe: Recipe) -> Iterator[tuple[str, str, str, bool]]:

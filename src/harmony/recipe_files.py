@@ -1,8 +1,9 @@
 """Recipe files as plain values: finding them, laying one over another, changing single values, writing them.
 
 A recipe file may say `extends: NAME_OR_FILE`, or a list of them, of which each is laid over the one before; it then
-gives only what differs. Sections are merged key by key, anything else is replaced, and `null` under `objectives` or
-`views` removes one. Files whose name begins with an underscore are parts of recipes, such as the sizes of small runs.
+gives only what differs. Sections are merged key by key, anything else is replaced, and `null` under `objectives`,
+`views` or `frozen` removes one. Files whose name begins with an underscore are parts of recipes, such as the sizes of
+small runs.
 """
 
 import re
@@ -26,7 +27,7 @@ _BARE_MISSING = re.compile(r"(?<![^\s:,\[{])\?\?\?(?![^\s,}\]])")
 
 _FOLDER = Path(__file__).parent / "recipes"
 _NOT_INHERITED = ("name", "description", "needs", "proof")
-_REMOVABLE = ("objectives", "views")
+_REMOVABLE = {"objectives": "objective", "views": "view", "frozen": "frozen model"}
 _KINDS = {"linear", "cosine", "block", "random"}
 """Keys that say which kind of schedule or of mask a value is."""
 
@@ -246,11 +247,11 @@ def _check_path(values: Values, parts: Sequence[str], override: str) -> None:
 
 def _check_removals(below: Values, above: Values) -> None:
     """Only what is there can be removed."""
-    for section in _REMOVABLE:
+    for section, kind in _REMOVABLE.items():
         there, changed = below.get(section), above.get(section)
         for name, value in changed.items() if isinstance(changed, dict) else ():
             if value is None and name not in (there or {}):
-                raise unknown(section[:-1], name, there or {})
+                raise unknown(kind, name, there or {})
 
 
 def _nested(parts: Sequence[str], value: Any) -> Values:
@@ -260,7 +261,7 @@ def _nested(parts: Sequence[str], value: Any) -> Values:
 
 
 def without_removed(values: Values) -> Values:
-    """The values without the objectives and views that were set to null."""
+    """The values without the objectives, views and frozen models that were set to null."""
     kept = dict(values)
     for section in _REMOVABLE:
         if isinstance(kept.get(section), dict):

@@ -1,9 +1,11 @@
 """Any recipe at sizes for seconds: its objectives, views, masks and schedules as written, all sizes made small."""
 
+from pathlib import Path
 from typing import Any
 
 from harmony import recipe as recipes
 from harmony import recipe_files
+from harmony.models.settings import ImageConfig
 from harmony.recipe import Recipe
 
 SMALL = {
@@ -16,15 +18,28 @@ LARGE_CROP = 40
 """Crops from this size on become 32 px, others 16."""
 
 
-def shrunk(name: str, *overrides: str) -> Recipe:
-    """The recipe `name`, for runs of a few steps on a few scenes."""
+IMAGE = {"name": "vit_tiny_patch16_224", "patch": 8, "width": 16, "depth": 2, "heads": 2}
+"""The image tower of every shrunk recipe."""
+
+
+def shrunk(name: str, *overrides: str, frozen: Path | None = None) -> Recipe:
+    """The recipe `name`, for runs of a few steps on a few scenes.
+
+    Args:
+        name: its name.
+        overrides: laid over it at last.
+        frozen: a shrunk run that stands for all of its frozen models; random ones where none is given.
+    """
     values = recipe_files.without_removed(recipe_files.read(name))
     small = _small(values)
     image = values["model"]["image"]
     small["model"]["image"] = {
-        "name": "vit_tiny_patch16_224", "patch": 8, "width": 16, "depth": 2, "heads": 2,
+        **IMAGE,
         **{key: image[key] for key in ("registers", "drop_path") if isinstance(image, dict) and key in image},
     }  # fmt: skip
+    for model in small.get("frozen", {}).values():
+        colours = {key: ImageConfig.model_fields[key].default for key in ("mean", "std")}
+        model |= {"image": IMAGE | colours, "init": None if frozen is None else str(frozen)}
     for view in small["views"].values():
         view["size"] = 32 if view["size"] >= LARGE_CROP else 16
     small["data"] |= {"train": "scenes:train?count=40", "val": None, "batch_size": 8, "workers": 0}

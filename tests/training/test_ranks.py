@@ -26,8 +26,12 @@ VARIANTS = {
         "objectives.text_distillation.centre_on=probabilities",
         "train.accumulate=1",
     ),
+    "codes": (
+        "frozen={tokenizer: {image: {name: vit_tiny_patch16_224, patch: 8, width: 16, heads: 2}, init: null}}",
+        "objectives.beit={masks: {random: {ratio: 0.4}}, codes: 40, decay: 0.5, dead: 0.6}",
+    ),
 }
-"""What crosses ranks in another way: the sigmoid's targets, the balance of a batch, a mean over all tokens."""
+"""What crosses ranks in another way: the sigmoid's targets, the balance of a batch, a mean over all tokens, codes."""
 
 
 def three_steps(place: Place, variant: str) -> dict[str, Any]:

@@ -4,20 +4,32 @@ import math
 import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
+import timm
+import torch
 from runs import log_of
 from shrunk import shrunk
 
 from harmony import recipe as recipes
 from harmony import recipe_files
+from harmony.cli import main
 from harmony.evaluation import run as evaluate
+from harmony.recipe import Recipe
 from harmony.training import trainer
+from harmony.training.trained import read_trained
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for recipes with a frozen model."""
+    return trainer.train(shrunk("clip-small", "train.steps=1"), tmp_path_factory.mktemp("frozen") / "run")
 
 
 @pytest.mark.parametrize("name", recipe_files.names())
-def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path):
+def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path, frozen: Path):
     """Its objectives, views, masks and schedules as written, at tiny sizes."""
-    recipe = shrunk(name)
+    recipe = shrunk(name, frozen=frozen)
     out = trainer.train(recipe, tmp_path / "run")
     log = log_of(out)
     assert [line["step"] for line in log] == [1, 2, 3, 4]
@@ -27,6 +39,40 @@ def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path):
     shutil.rmtree(max((out / "checkpoints").iterdir()))  # as if the run had been killed after its second step
     trainer.resume(out)
     assert log_of(out) == log, "a resumed run repeats the steps that were lost, bit for bit"
+    exports_to_timm(out, tmp_path)
+    if recipe.model.text is not None:
+        exports_to_open_clip(out, recipe, tmp_path)
+
+
+@torch.no_grad()
+def exports_to_timm(run: Path, folder: Path) -> None:
+    """Both models of a run; the teacher where none is named."""
+    for model, options in (("teacher", []), ("student", ["--model", "student"])):
+        out = folder / f"timm-{model}"
+        assert main(["export", str(run), "--to", "timm", "--out", str(out), *options]) == 0
+        theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+        pixels = torch.randn(2, 3, theirs.default_cfg["input_size"][1], theirs.default_cfg["input_size"][2])
+        ours = read_trained(str(run), model).towers.image.eval().encode(pixels).tokens
+        assert torch.allclose(theirs.forward_features(pixels), ours, atol=1e-5)
+
+
+@torch.no_grad()
+def exports_to_open_clip(run: Path, recipe: Recipe, folder: Path) -> None:
+    """Where its activations allow it: a tiny image tower is open_clip's own ViT, which has that of the text tower."""
+    out = folder / "open_clip"
+    fits = recipe.model.text.activation == "gelu" and not recipe.model.image.registers
+    assert main(["export", str(run), "--to", "open_clip", "--out", str(out)]) == (0 if fits else 2)
+    assert out.exists() == fits
+    if not fits:
+        return
+    theirs = open_clip.create_model(f"local-dir:{out}").eval()
+    trained = read_trained(str(run))
+    pixels, size = torch.randn(2, 3, 32, 32), recipe.model.text.context
+    ids = open_clip.tokenize(["a dog", "a red circle"], size)
+    assert torch.allclose(theirs.encode_image(pixels), trained.towers.image.eval()(pixels), atol=1e-5)
+    assert torch.allclose(theirs.encode_text(ids), trained.towers.text.eval()(ids), atol=1e-5)
+    for name, value in trained.contrast().items():
+        assert torch.equal(getattr(theirs, name), value)
 
 
 @pytest.mark.parametrize("name", recipe_files.names())

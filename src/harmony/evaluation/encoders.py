@@ -7,7 +7,7 @@ timm:NAME?weights=FILE, open_clip:ARCH?weights=FILE     the same with weights of
 published:FILE                  a checkpoint of the published Harmony code
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +21,10 @@ from harmony.evaluation.encoder import Encoder, Encoding, Layer, hash_of, off_pa
 from harmony.evaluation.open_clip_encoder import load_open_clip
 from harmony.evaluation.timm_encoder import load_timm
 from harmony.interchange.published import load_exactly, read_published, sizes_from_published, towers_from_published
-from harmony.interchange.weights import load_completely
 from harmony.models.towers import Towers
 from harmony.models.vision import ImageTower, create_trunk
 from harmony.recipe import Recipe
-from harmony.training import checkpoints
-from harmony.training.run_directory import RunDirectory
-
-MODELS = ("teacher", "student", "untrained")
-"""What `--model` may say of a run; untrained is its model as drawn before the first step."""
+from harmony.training.trained import MODELS, read_trained
 
 ELSEWHERE = {"timm": load_timm, "open_clip": load_open_clip}
 """What opens models of other libraries."""
@@ -163,15 +158,8 @@ def _check_scheme(where: str) -> None:
 
 def load_run(where: str, model: str = "teacher", device: torch.device | str | None = None) -> TowersEncoder:
     """The towers of a run or of one of its checkpoints. Arguments and errors as for `load_encoder`."""
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
-    checkpoint = find_checkpoint(where)
-    recipe = recipes.load(checkpoint / "recipe.yaml")
-    torch.manual_seed(recipe.train.seed)
-    towers = Towers(recipe.model, recipe.largest_view)
-    if model != "untrained":
-        load_part(towers, checkpoints.read_model(checkpoint), model, str(checkpoint))
-    return TowersEncoder(f"{where} ({model})", towers, recipe, _device(device))
+    trained = read_trained(where, model)
+    return TowersEncoder(trained.name, trained.towers, trained.recipe, _device(device))
 
 
 def load_published_towers(
@@ -189,36 +177,3 @@ def load_published_towers(
 
 def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def find_checkpoint(where: str) -> Path:
-    """The checkpoint directory that is meant by a run directory or by itself.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(where)
-    if not path.is_dir():
-        raise UserError(f"there is no directory {where!r}; name a run directory or one of its checkpoints")
-    if (path / "model.safetensors").is_file():
-        return path
-    latest = RunDirectory(path).latest()
-    inside = checkpoints.every(path)
-    if latest is None and inside:
-        raise UserError(f"{where} holds several checkpoints and is none itself; name the newest, {inside[-1]}")
-    if latest is None:
-        raise UserError(
-            f"{where} holds no checkpoint; name a directory that `harmony train` wrote, or one of its checkpoints"
-        )
-    return latest
-
-
-def load_part(module: nn.Module, weights: Mapping[str, Tensor], part: str, where: str) -> None:
-    """Load the weights named `part`.* into a module, all of them or none.
-
-    Raises:
-        UserError: a weight is missing, left over, of another shape or not finite; names the first few.
-    """
-    own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
-    mend = "evaluate a checkpoint that belongs to its recipe"
-    load_completely(module, own, f"the weights of {part} in {where}", mend)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import open_clip
 import timm
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from harmony.errors import UserError
@@ -42,8 +42,13 @@ def start_from(towers: Towers, init: str | InitConfig | None) -> None:
             _start_text(towers.text, state, sources.text)
 
 
-def weights_of(source: str) -> State:
-    """The weights that a source holds, under timm's, open_clip's or `Towers`' names."""
+def weights_of(source: str, setting: str = "model.init") -> State:
+    """The weights that a source holds, under timm's, open_clip's or `Towers`' names.
+
+    Args:
+        source: see the module's text.
+        setting: the key that named it, for messages.
+    """
     kind, _, name = source.partition(":")
     if kind == "timm" and name:
         return _from_timm(name)
@@ -51,7 +56,7 @@ def weights_of(source: str) -> State:
         return _from_open_clip(name)
     if kind == "published" and name:
         return towers_from_published(read_published(Path(name)), "teacher")
-    return _from_path(Path(source))
+    return _from_path(Path(source), setting)
 
 
 def _from_timm(name: str) -> State:
@@ -73,15 +78,15 @@ def _from_open_clip(name: str) -> State:
     return dict(model.state_dict())
 
 
-def _from_path(path: Path) -> State:
+def _from_path(path: Path, setting: str) -> State:
     if path.is_dir():
         found = sorted(path.glob("checkpoints/step-*/model.safetensors")) + sorted(path.glob("model.safetensors"))
         if not found:
-            raise UserError(f"{path} is neither a run nor a checkpoint (no model.safetensors in it); check model.init")
+            raise UserError(f"{path} is neither a run nor a checkpoint (no model.safetensors in it); check {setting}")
         path = found[-1]
     if not path.is_file():
         raise UserError(
-            f"model.init names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, "
+            f"{setting} names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, "
             "published:FILE, a run or a file of weights"
         )
     state = read_weights(path)
@@ -91,23 +96,40 @@ def _from_path(path: Path) -> State:
 
 
 def _start_image(tower: ImageTower, state: State, source: str) -> None:
-    """Fill the image tower from a state dict of ours, timm's or open_clip's; positions are resized to its grid."""
-    own = _under(state, "image.")
-    if own:
-        trunk, extra = _under(own, "trunk."), {k: v for k, v in own.items() if not k.startswith("trunk.")}
-    else:
-        visual = _under(state, "visual.")
-        trunk = _under(visual, "trunk.") or ({f"visual.{k}": v for k, v in visual.items()} if visual else dict(state))
-        extra = _projection(visual)
-    if not any(key.endswith(("patch_embed.proj.weight", "conv1.weight")) for key in trunk):
-        raise UserError(f"{source} holds no image tower (no patch embedding in it); check model.init")
-    trunk = checkpoint_filter_fn(trunk, tower.trunk, interpolation="bicubic", antialias=True)
-    trunk = {key: value for key, value in trunk.items() if not key.startswith(("head.", "fc_norm.", "attn_pool."))}
-    load_exactly(tower.trunk, trunk, f"{source}, for model.image,")
+    """Fill the image tower, with mask token and projection where the source has them."""
+    extra = fill_trunk(tower.trunk, state, source, "model.image", "model.init")
     rest = {"mask_token": tower.mask_token.detach(), "proj.weight": tower.proj.weight.detach()} | extra
     load_exactly(
         tower, {f"trunk.{k}": v for k, v in tower.trunk.state_dict().items()} | rest, f"{source}, for model.image,"
     )
+
+
+def fill_trunk(trunk: VisionTransformer, state: State, source: str, model: str, setting: str) -> State:
+    """Fill a timm model from a state dict of ours, timm's or open_clip's; positions are resized to its grid.
+
+    Args:
+        trunk: the model.
+        state: the weights.
+        source: where they come from, for messages.
+        model: the key of the model's settings, likewise.
+        setting: the key that named the source, likewise.
+
+    Returns:
+        What else the source holds of an `ImageTower`: its mask token and projection.
+    """
+    own = _under(state, "image.")
+    if own:
+        weights, extra = _under(own, "trunk."), {k: v for k, v in own.items() if not k.startswith("trunk.")}
+    else:
+        visual = _under(state, "visual.")
+        weights = _under(visual, "trunk.") or ({f"visual.{k}": v for k, v in visual.items()} if visual else dict(state))
+        extra = _projection(visual)
+    if not any(key.endswith(("patch_embed.proj.weight", "conv1.weight")) for key in weights):
+        raise UserError(f"{source} holds no image tower (no patch embedding in it); check {setting}")
+    weights = checkpoint_filter_fn(weights, trunk, interpolation="bicubic", antialias=True)
+    weights = {key: value for key, value in weights.items() if not key.startswith(("head.", "fc_norm.", "attn_pool."))}
+    load_exactly(trunk, weights, f"{source}, for {model},")
+    return extra
 
 
 def _projection(visual: State) -> State:

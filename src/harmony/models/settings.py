@@ -70,6 +70,18 @@ class InitConfig(_Settings):
     text: Annotated[str | None, Field(description="open_clip:NAME, published:FILE, a run or a file")] = None
 
 
+class FrozenConfig(_Settings):
+    """A model that is given: it encodes images for objectives that ask for it by its name, and never changes."""
+
+    image: Annotated[ImageConfig, Field(description="its image tower, as it was trained, mean and std included")]
+    init: Annotated[
+        str | None,
+        Field(
+            description="its weights: timm:NAME, open_clip:NAME, published:FILE, a run or a file; null for random ones"
+        ),
+    ]
+
+
 class ModelConfig(_Settings):
     """Both towers."""
 

@@ -245,14 +245,7 @@ def create_trunk(config: ImageConfig, size: int, drop_path: float = 0.0) -> Visi
             f"image size {size} is not a multiple of the patch size {patch}; set model.image.size, the views' size or "
             "model.image.patch so that it is"
         )
-    wanted = {
-        "patch_size": config.patch,
-        "embed_dim": config.width,
-        "depth": config.depth,
-        "num_heads": config.heads,
-        "reg_tokens": config.registers,
-    }
-    changes: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+    changes = changed_sizes(config)
     try:
         trunk = timm.create_model(
             config.name, block_fn=PackedBlock, img_size=size, num_classes=0, drop_path_rate=drop_path, **changes
@@ -263,6 +256,18 @@ def create_trunk(config: ImageConfig, size: int, drop_path: float = 0.0) -> Visi
         ) from None
     assert isinstance(trunk, VisionTransformer)
     return trunk
+
+
+def changed_sizes(config: ImageConfig) -> dict[str, Any]:
+    """What shall differ from the timm model of that name, as arguments of `timm.create_model`."""
+    wanted = {
+        "patch_size": config.patch,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "reg_tokens": config.registers,
+    }
+    return {key: value for key, value in wanted.items() if value is not None}
 
 
 @cache

@@ -16,10 +16,11 @@ from harmony.data.masks import MaskSampler
 from harmony.data.views import ViewConfig
 from harmony.models.encodings import ImageEncoding, TextEncoding
 from harmony.models.towers import Towers
+from harmony.models.vision import ImageTower
 from harmony.schedules import At, NonNegative, Schedule
 
 ModelName = str
-"""Which copy of the towers encodes: "student", "teacher", or the name of a frozen model."""
+"""What encodes: "student", "teacher", or the name of a frozen model, which sees whole images and reads nothing."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.signs = {}
+
+    def meet(self, frozen: Mapping[str, ImageTower]) -> None:
+        """Take the sizes of the frozen models it asks for; called once, before `borrow`."""
 
     def borrow(self, others: Mapping[str, "Objective"]) -> None:
         """Take what belongs to other objectives (a shared head); called once all are built."""

@@ -1,6 +1,7 @@
 """The kinds of objectives, by the name a recipe uses."""
 
 from harmony.objectives.base import Objective
+from harmony.objectives.beit import Beit
 from harmony.objectives.clip import Clip
 from harmony.objectives.densecl import Densecl
 from harmony.objectives.dino import Dino
@@ -16,6 +17,7 @@ from harmony.objectives.text_distillation import TextDistillation
 from harmony.objectives.vicreg import Vicreg
 
 _KINDS: dict[str, type[Objective]] = {
+    "beit": Beit,
     "clip": Clip,
     "densecl": Densecl,
     "dino": Dino,

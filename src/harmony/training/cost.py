@@ -32,7 +32,7 @@ class Pass:
     """One encoder pass.
 
     Attributes:
-        model: "student" or "teacher".
+        model: "student", "teacher" or the name of a frozen model.
         request: what is encoded.
         asked_by: the objectives it serves.
         tokens: tokens an example.
@@ -57,6 +57,7 @@ class Cost:
         precision: of the passes.
         trained: trained parameters by part.
         slow: parameters of the slow copies.
+        frozen: parameters of the frozen models by name.
         passes: all encoder passes of a step.
         heads: by objective, operations an example of its heads and loss, forward and backward.
         memory: of one process.
@@ -68,6 +69,7 @@ class Cost:
     precision: str
     trained: dict[str, int]
     slow: int
+    frozen: dict[str, int]
     passes: list[Pass]
     heads: dict[str, float]
     memory: Memory
@@ -98,13 +100,15 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
     learner, batch = rehearsal.learner, rehearsal.batch
     with rehearsal.mode:
         passes, heads = list(_passes(learner, batch)), dict(_heads(learner, batch))
+    frozen = {name: sum(p.numel() for p in model.parameters()) for name, model in learner.frozen.items()}
     return Cost(
         name=recipe.name,
         examples=len(batch),
         caption_tokens=next((tokens.shape[1] for tokens in batch.captions.values()), 0),
         precision=recipe.train.precision,
         trained={part: sum(p.numel() for p in parameters) for part, parameters in learner.parts().items()},
-        slow=sum(p.numel() for p in learner.parameters() if not p.requires_grad),
+        slow=sum(p.numel() for p in learner.parameters() if not p.requires_grad) - sum(frozen.values()),
+        frozen=frozen,
         passes=passes,
         heads=heads,
         memory=memory_of(recipe, caption_tokens, processes),
@@ -123,7 +127,7 @@ def _objective(learner: Learner, name: str) -> Objective:
 
 def _passes(learner: Learner, batch: Batch) -> Iterator[Pass]:
     """Every merged request, encoded by itself; packed into one pass they cost the same."""
-    for passes in (*(group.student for group in learner.plan.groups), learner.plan.teacher):
+    for passes in (*(group.student for group in learner.plan.groups), learner.plan.teacher, *learner.plan.frozen):
         requests: list[Request] = [*passes.images, *passes.texts]
         for request in requests:
             encoding, flops = _counted(partial(_encode_alone, learner, passes.model, request, batch))
@@ -144,8 +148,7 @@ def _encode_alone(learner: Learner, model: str, request: Request, batch: Batch) 
     is_student = model == "student"
     images, texts = ([request], []) if isinstance(request, ImageRequest) else ([], [request])
     with torch.set_grad_enabled(is_student):
-        towers = learner.student if is_student else learner.teacher
-        encoding = encode(Passes(model, images, texts, {request: request}), towers, batch)[request]
+        encoding = encode(Passes(model, images, texts, {request: request}), learner.model(model), batch)[request]
     if is_student:
         encoding.tokens.sum().backward()
     return encoding
@@ -153,11 +156,11 @@ def _encode_alone(learner: Learner, model: str, request: Request, batch: Batch) 
 
 def _heads(learner: Learner, batch: Batch) -> Iterator[tuple[str, float]]:
     """By objective, operations an example of its heads and loss, forward and backward down to the encodings."""
+    given = learner.given(batch)
     with torch.no_grad():
-        slow = encode(learner.plan.teacher, learner.teacher, batch)
         fast = [encode(group.student, learner.student, batch) for group in learner.plan.groups]
     for group, encodings in zip(learner.plan.groups, fast, strict=True):
-        encoded = slow.joined(Encoded({request: _leaf(encodings[request]) for request in encodings}))
+        encoded = given.joined(Encoded({request: _leaf(encodings[request]) for request in encodings}))
         for name in group.objectives:
             _, flops = _counted(partial(_differentiate, _objective(learner, name), batch, encoded))
             yield name, flops / len(batch)

@@ -64,6 +64,8 @@ def _parameters(cost: Cost) -> Table:
     table.add_section()
     table.add_row("all", _count(sum(cost.trained.values())))
     table.add_row("slow copies", _count(cost.slow), style="dim")
+    for name, count in cost.frozen.items():
+        table.add_row(f"{name} (frozen)", _count(count), style="dim")
     return table
 
 

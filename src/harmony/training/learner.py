@@ -11,7 +11,9 @@ from harmony.data.batch import Batch
 from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
+from harmony.interchange.frozen import frozen_models
 from harmony.interchange.start import start_from
+from harmony.models.frozen import FrozenModel
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
 from harmony.models.vision import PackedBlock
@@ -51,6 +53,8 @@ class Learner(nn.Module):
         student: the towers that gradients train.
         teacher: their slow copies, which are what is evaluated.
         objectives: all objectives of the recipe by name; those of weight 0 keep their heads and masks but do not run.
+        frozen: models that are given and never change, by name; checkpoints hold them too, so that a run needs nothing
+            but itself to go on.
         plan: the passes of a step.
     """
 
@@ -60,22 +64,26 @@ class Learner(nn.Module):
         objectives: Mapping[str, Objective],
         views: Mapping[str, ViewConfig],
         joint: bool = False,
+        frozen: Mapping[str, FrozenModel] | None = None,
     ) -> None:
         super().__init__()
         self.student = towers
+        self.frozen = nn.ModuleDict(frozen or {})
         self.objectives = nn.ModuleDict(objectives)
         active = {name: objective for name, objective in objectives.items() if not objective.config.weight.is_zero}
         if not active:
             raise UserError("every objective has weight 0, so nothing would be trained; give one a weight")
-        self.plan = Plan(active, views, self.masks(), towers.text is not None, joint)
+        given = {name: model.image for name, model in (frozen or {}).items()}
+        self.plan = Plan(active, views, self.masks(), towers.text is not None, joint, given)
         self.teacher = slow_copy(towers)
         self._slow = Teacher(self._pairs())
         self._signs: dict[str, Tensor] = {}
         self._active = tuple(active)
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but slow copies stay in evaluation mode: a target has no stochastic depth."""
+        """As usual, but slow and frozen models stay in evaluation mode: a target has no stochastic depth."""
         super().train(mode)
+        self.frozen.eval()
         for _, slow in self._pairs():
             slow.eval()
         return self
@@ -108,15 +116,30 @@ class Learner(nn.Module):
             clock: the place in the run.
             logged: whether signs of this step will be read.
         """
-        with torch.no_grad():
-            slow = encode(self.plan.teacher, self.teacher, batch)
+        given = self.given(batch)
         self._signs = {}
         for group in self.plan.groups:
-            encoded = slow.joined(encode(group.student, self.student, batch))
+            encoded = given.joined(encode(group.student, self.student, batch))
             yield self._losses(group, batch, encoded, clock, logged)
             if logged:
                 self._signs |= _signs_of_features(encoded)
             del encoded  # or it would be alive while the next group is encoded
+
+    @torch.no_grad()
+    def given(self, batch: Batch) -> Encoded:
+        """What the teacher and the frozen models make of a batch."""
+        encoded = encode(self.plan.teacher, self.teacher, batch)
+        for passes in self.plan.frozen:
+            encoded = encoded.joined(encode(passes, self.model(passes.model), batch))
+        return encoded
+
+    def model(self, name: str) -> Towers | FrozenModel:
+        """The towers that a request names."""
+        if name in ("student", "teacher"):
+            return self.student if name == "student" else self.teacher
+        model = self.frozen[name]
+        assert isinstance(model, FrozenModel)
+        return model
 
     def _losses(self, group: Group, batch: Batch, encoded: Encoded, clock: Clock, logged: bool) -> GroupLosses:
         result = GroupLosses(group.objectives, {}, {})
@@ -177,7 +200,7 @@ class Learner(nn.Module):
 
 
 def build_learner(recipe: "Recipe") -> Learner:
-    """The learner of a recipe, its weights drawn from torch's generator or taken from `model.init`.
+    """The learner of a recipe, its weights drawn from torch's generator or taken from what `init` names.
 
     Raises:
         UserError: something in the recipe does not fit together, or first weights cannot be loaded.
@@ -189,19 +212,22 @@ def build_learner(recipe: "Recipe") -> Learner:
     objectives = {
         name: classes[config.type or name](config, towers, recipe.views) for name, config in recipe.objectives.items()
     }
+    frozen = frozen_models(recipe.frozen, recipe.model.image, size)
     for objective in objectives.values():
+        objective.meet({name: model.image for name, model in frozen.items()})
         objective.borrow(objectives)
     towers.checkpointing(recipe.efficiency.checkpointing == "blocks")
-    learner = Learner(towers, objectives, recipe.views, joint=recipe.efficiency.backward == "joint").train()
+    joint = recipe.efficiency.backward == "joint"
+    learner = Learner(towers, objectives, recipe.views, joint, frozen).train()
     if recipe.efficiency.compile:
         compile_blocks(learner)
     return learner
 
 
 def compile_blocks(learner: Learner) -> None:
-    """Compile both models' image blocks; after checkpointing is set, before anything is sharded."""
-    for towers in (learner.student, learner.teacher):
-        for block in towers.image.trunk.blocks:
+    """Compile all models' image blocks; after checkpointing is set, before anything is sharded."""
+    for name in ("student", "teacher", *learner.frozen):
+        for block in learner.model(name).image.trunk.blocks:
             assert isinstance(block, PackedBlock)
             block.packed = torch.compile(block.packed, dynamic=True)  # type: ignore[method-assign]
 

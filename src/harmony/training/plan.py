@@ -3,7 +3,8 @@
 Equal requests are encoded once, and requests that differ only in crops or layers are one pass over the union. Passes of
 one image tower that belong to the same group run packed, as one. Objectives that share a pass of the student form a
 group; groups run one after the other, each freed by its backward pass before the next begins, unless the plan is joint,
-in which case there is one group. The teacher's passes run once for all groups, without gradients.
+in which case there is one group. The teacher's passes and those of frozen models run once for all groups, without
+gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from harmony.data.masks import MaskSampler
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError, unknown
 from harmony.models.encodings import ImageEncoding, TextEncoding
+from harmony.models.frozen import FrozenModel
 from harmony.models.towers import Towers
-from harmony.models.vision import Segment
+from harmony.models.vision import ImageTower, Segment
 from harmony.objectives.base import Encoded, ImageRequest, Objective, Request, TextRequest
 
 Encodings = dict[Request, ImageEncoding | TextEncoding]
@@ -29,7 +31,7 @@ class Passes:
     """What one model encodes at one time.
 
     Attributes:
-        model: "student" or "teacher".
+        model: "student", "teacher" or the name of a frozen model.
         images: merged image requests; together they are one packed pass.
         texts: merged text requests, one pass each.
         asked: every original request with the merged one that covers it.
@@ -58,6 +60,7 @@ class Plan:
     Attributes:
         views: names of the views that are encoded.
         teacher: the teacher's passes, shared by all groups.
+        frozen: those of each frozen model, likewise.
         groups: groups in the order of their first objective in the recipe.
     """
 
@@ -68,21 +71,25 @@ class Plan:
         masks: Mapping[str, MaskSampler],
         has_text: bool,
         joint: bool = False,
+        frozen: Mapping[str, ImageTower] | None = None,
     ) -> None:
+        frozen = frozen or {}
         requests = {name: list(objective.requests()) for name, objective in objectives.items()}
         for name, wanted in requests.items():
             for request in wanted:
+                _check_model(name, request, views, frozen)
                 _check(name, request, views, masks, has_text)
         every = [request for wanted in requests.values() for request in wanted]
         self.views = {request.view for request in every if isinstance(request, ImageRequest)}
         self.teacher = _merge("teacher", every, views)
+        self.frozen = [passes for model in frozen if (passes := _merge(model, every, views))]
         self.groups = [
             Group(names, _merge("student", [r for name in names for r in requests[name]], views))
             for names in _tie(requests, joint)
         ]
 
 
-def encode(passes: Passes, towers: Towers, batch: Batch) -> Encoded:
+def encode(passes: Passes, towers: Towers | FrozenModel, batch: Batch) -> Encoded:
     """Run the passes and sort the encodings by the requests that asked for them."""
     done: Encodings = {}
     if passes.images:
@@ -180,6 +187,28 @@ def _family(request: Request) -> Request:
     return replace(request, crops=None, layers=()) if isinstance(request, ImageRequest) else request
 
 
+def _check_model(
+    name: str, request: Request, views: Mapping[str, ViewConfig], frozen: Mapping[str, ImageTower]
+) -> None:
+    """Refuse a model that there is not, and what a frozen one cannot do."""
+    if request.model not in ("student", "teacher", *frozen):
+        raise unknown(f"model in objective {name}:", request.model, ("student", "teacher", *frozen))
+    if request.model not in frozen:
+        return
+    if isinstance(request, TextRequest):
+        raise UserError(
+            f"objective {name} has captions read by {request.model!r}, but a frozen model sees images alone"
+        )
+    if request.replace is not None or request.keep is not None:
+        raise UserError(f"objective {name} hides patches from {request.model!r}, but a frozen model sees images whole")
+    size, patch = (views[request.view].size, frozen[request.model].patch) if request.view in views else (0, 1)
+    if size % patch:
+        raise UserError(
+            f"objective {name} shows views of {size} px to {request.model!r}, whose patches are {patch} px wide; set "
+            f"views.{request.view}.size to a multiple of {patch}"
+        )
+
+
 def _check(
     name: str,
     request: Request,
@@ -188,8 +217,6 @@ def _check(
     has_text: bool,
 ) -> None:
     """Refuse what cannot be encoded, with the fix in the message."""
-    if request.model not in ("student", "teacher"):
-        raise unknown(f"model in objective {name}:", request.model, ("student", "teacher"))
     if isinstance(request, TextRequest):
         if not has_text:
             raise UserError(f"objective {name} reads captions, but model.text is null; give the text tower's sizes")

@@ -13,6 +13,7 @@ from harmony.models.text import VOCABULARY
 from harmony.recipe import Recipe
 from harmony.schedules import Clock
 from harmony.training.learner import Learner, build_learner
+from harmony.training.resuming import without_init
 
 CLOCK = Clock(step=0, steps=1000, epoch_steps=100)
 """The place in a run that is rehearsed: its beginning."""
@@ -61,10 +62,9 @@ def rehearse(recipe: Recipe, caption_tokens: int, processes: int = 1) -> Rehears
 
 def _empty_learner(recipe: Recipe) -> Learner:
     """The recipe's learner without memory for its weights."""
-    model = recipe.model.model_copy(update={"init": None})
     efficiency = recipe.efficiency.model_copy(update={"compile": False})
     with torch.device("meta"):
-        return build_learner(recipe.model_copy(update={"model": model, "efficiency": efficiency}))
+        return build_learner(without_init(recipe).model_copy(update={"efficiency": efficiency}))
 
 
 def _batch(recipe: Recipe, learner: Learner, examples: int, caption_tokens: int) -> Batch:

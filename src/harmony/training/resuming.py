@@ -59,7 +59,8 @@ def _refuse(run: RunDirectory, differences: list[str], force: bool) -> None:
 
 def without_init(recipe: Recipe) -> Recipe:
     """The recipe without first weights to load, since they come from a checkpoint."""
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": None})})
+    frozen = {name: config.model_copy(update={"init": None}) for name, config in recipe.frozen.items()}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": None}), "frozen": frozen})
 
 
 def load_model(learner: nn.Module, weights: Mapping[str, Tensor], checkpoint: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from harmony import recipe as recipes
 from harmony.errors import UserError
-from harmony.evaluation.encoders import find_checkpoint
 from harmony.evaluation.report import curves, facts
 from harmony.evaluation.report.drawn import drawn
 from harmony.evaluation.report.html import Html, Section, tag
@@ -19,6 +18,7 @@ from harmony.evaluation.report.tasks import task_section
 from harmony.evaluation.results import Metrics, read_details, read_metrics
 from harmony.evaluation.settings import TASKS
 from harmony.recipe import Recipe
+from harmony.training.trained import find_checkpoint
 
 Details = Mapping[str, Mapping[str, Any]]
 """What each task kept for the report, by task; without those that kept nothing."""

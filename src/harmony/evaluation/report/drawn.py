@@ -5,13 +5,14 @@ from pathlib import Path
 from harmony.data.sources import open_source
 from harmony.errors import UserError
 from harmony.evaluation.crops import spread
-from harmony.evaluation.encoders import TowersEncoder, load_part, load_run
+from harmony.evaluation.encoders import TowersEncoder, load_run
 from harmony.evaluation.report import attention, pictures
 from harmony.evaluation.report.html import Section, note
 from harmony.evaluation.report.images import squares
 from harmony.objectives.mae import Mae
 from harmony.recipe import Recipe
 from harmony.training import checkpoints
+from harmony.training.trained import load_part
 
 COLOURED, RECONSTRUCTED = 6, 6
 """Images with colour maps and attention, and with reconstructions."""
