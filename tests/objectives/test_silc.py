@@ -27,7 +27,7 @@ def test_soft_targets_are_those_of_the_same_crop():
     first = losses_of(one, batch)["clip"]
     batch.images["global"] = batch.images["global"].flip(0)
     second = losses_of(one, batch)["clip"]
-    assert float(losses_of(both, batch)["clip"]) == pytest.approx(float((first + second) / 2), rel=1e-12)
+    assert losses_of(both, batch)["clip"].item() == pytest.approx((first + second).item() / 2, rel=1e-12)
 
 
 def test_small_crops_predict_how_the_teacher_sees_large_ones():
