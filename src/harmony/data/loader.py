@@ -97,6 +97,7 @@ class PairLoader:
             steps=steps,
             epoch_steps=self.epoch_steps,
             colours=(tuple(mean), tuple(std)) if augment == "worker" else None,
+            caption_augment=data.caption_augment,
         )
         self.workers = count_workers(data.workers, self._batch_bytes())
         self.seen = self.bad = 0

@@ -40,6 +40,9 @@ class Clip(Objective):
         soft_temperature: Annotated[Positive, Field(description="temperature of the teacher's targets")] = (
             Schedule.constant(0.1)
         )
+        label_smoothing: Annotated[
+            float, Field(ge=0, lt=1, description="share of a hard target that is spread over all pairs of the batch")
+        ] = 0.0
         initial_scale: Annotated[float, Field(gt=0, description="factor of the similarities at the start")] = 1 / 0.07
         max_scale: Annotated[float | None, Field(gt=0, description="its upper bound; null for none (as published)")] = (
             100.0
@@ -96,9 +99,15 @@ class Clip(Objective):
         return scale if self.config.max_scale is None else scale.clamp(max=self.config.max_scale)
 
     def hard_targets(self, local: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, G) twice: one where a pair of this rank meets itself, else zero."""
+        """(B, G) twice: one where a pair of this rank meets itself, else zero; smoothed if so set (arXiv 1512.00567).
+
+        The teacher's soft targets are left as they are: what they give to other pairs is what it knows of them.
+        """
+        pairs = len(local) * ranks.count()
         place = torch.arange(len(local), device=local.device) + ranks.rank() * len(local)
-        own = F.one_hot(place, len(local) * ranks.count()).to(local.dtype)
+        own = F.one_hot(place, pairs).to(local.dtype)
+        if self.config.label_smoothing:
+            own = own.lerp(torch.full_like(own, 1 / pairs), self.config.label_smoothing)
         return own, own
 
     def soft_targets(self, image: Tensor, text: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Masked self-distillation (MaskCLIP, arXiv 2208.12262, section 3.2).
 
-Few patches are encoded; a one-block decoder predicts, at the places of the others, what the slow teacher makes of the whole
-image. Both are compared as soft codes: distributions over prototypes, of the student's head and of its slow copy.
+Few patches are encoded; a one-block decoder predicts, at the places of the others, what the slow teacher makes of the
+whole image. Both are compared as soft codes: distributions over prototypes, of the student's head and of its slow copy.
 
 Shapes: V crops, B images, N patches, K kept patches, R = N - K removed ones, M = V * B * R, D width.
 """
@@ -45,8 +45,9 @@ class FeatureDecoderConfig(BaseModel):
 class MaskedDistillation(Objective):
     """The decoder predicts, at each removed patch, the soft code that the teacher gives it.
 
-    The paper leaves open how its codes are kept from collapsing; read plainly, they are iBOT's (arXiv 2111.07832), whose
-    online tokenizer it follows: centred over the removed patches, and sharpened by the teacher's temperature.
+    What keeps the codes from collapsing is here what iBOT (arXiv 2111.07832) does, whose online tokenizer the paper
+    follows: they are centred, over the removed patches, and sharpened by the teacher's temperature. The decoder is a
+    plain reading of "one layer" too: MAE's, at the encoder's width and with its fixed positions.
     """
 
     class Config(ObjectiveConfig):
