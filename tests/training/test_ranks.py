@@ -26,6 +26,11 @@ VARIANTS = {
         "objectives.text_distillation.centre_on=probabilities",
         "train.accumulate=1",
     ),
+    "baselines": (
+        "objectives.clip={label_smoothing: 0.2, crops: 2}",
+        "objectives.dino={student_sees: local, mask: null}",
+        "objectives.masked_distillation={head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
+    ),
 }
 """What crosses ranks in another way: the sigmoid's targets, the balance of a batch, a mean over all tokens."""
 

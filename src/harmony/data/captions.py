@@ -1,4 +1,4 @@
-"""Captions as token ids: open_clip's byte-pair tokenizer, its vocabulary of 49,408 entries; and words changed before."""
+"""Captions as token ids: open_clip's byte-pair tokenizer, its vocabulary of 49,408 entries; and their words changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 class CaptionAugment(BaseModel):
     """Random swap and random deletion of words (EDA, arXiv 1901.11196, section 2), the swaps first.
 
-    Words are what spaces separate. EDA makes several copies of a text, one operation each; here every reading of a caption
-    is one draw of both. A caption of one word stays as it is.
+    Words are what spaces separate. EDA makes several copies of a text, one operation each; here every reading of a
+    caption is one draw of both. A caption of one word stays as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -53,7 +53,8 @@ SIGNS = {
         "pairs found", "Share of the images that pick their own caption out of the batch.", share=True
     ),
     "nearest": Words(
-        "distance to the nearest", "Mean distance of unit-length class tokens to their nearest neighbour; zero is a collapse."
+        "distance to the nearest",
+        "Mean distance of unit-length class tokens to their nearest neighbour; zero is a collapse.",
     ),
     "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
