@@ -95,9 +95,12 @@ def test_report_is_written_again(finished: Path, capsys: pytest.CaptureFixture[s
 def test_recipes_are_listed_with_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
+    lines = listed.splitlines()
+    assert max(map(len, lines)) <= 100
     for name in recipe_files.names():
-        assert name in listed
-    assert "nothing but a CPU" in listed
+        assert sum(line.split()[:1] == [name] for line in lines) == 1, name
+    [clip] = [line for line in lines if line.startswith("clip ")]
+    assert clip.split()[-3:] == ["captions", "1.00x", "2103.00020"]
 
 
 def test_a_recipe_is_shown_so_that_it_can_be_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

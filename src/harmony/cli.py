@@ -298,20 +298,11 @@ def data_generate(
 
 
 def _list_recipes() -> None:
-    from rich.table import Table
+    from harmony.recipe_list import listing
 
-    from harmony import recipe_files
-
-    table = Table(box=None, padding=(0, 2, 1, 0), show_edge=False)
-    table.add_column("recipe", style="bold cyan", no_wrap=True)
-    table.add_column("what it is")
-    table.add_column("needs", style="dim")
-    for name in recipe_files.names():
-        values = recipe_files.read(name)
-        table.add_row(name, values.get("description", ""), values.get("needs", ""))
     console = Console(highlight=False)
-    console.print(table)
-    console.print("[dim]`harmony recipes NAME` shows one with every setting explained.[/]")
+    console.width = min(100, console.width) if console.is_terminal else 100
+    console.print(listing(console.width))
 
 
 def _show_card(rows: Mapping[str, str]) -> None:

@@ -103,6 +103,13 @@ def find(name_or_path: str, beside: Path | None = None) -> Path:
     raise unknown("recipe", name_or_path, names())
 
 
+def base(name: str) -> str | None:
+    """The recipe that a recipe of the package extends; the first when it extends several."""
+    extends = _parse_file(find(name)).get("extends")
+    first = extends[0] if isinstance(extends, list) and extends else extends
+    return first if isinstance(first, str) else None
+
+
 def read(name_or_path: str) -> Values:
     """The values of a recipe with what it extends laid underneath; `name` is the file's name unless it says another."""
     return _read(find(name_or_path), within=())

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmony.data.captions import Tokenizer
+from harmony.chance import Chance
+from harmony.data.captions import CaptionAugment, Tokenizer
 
 captions = st.lists(st.text(max_size=60), min_size=1, max_size=4)
 
@@ -55,3 +56,49 @@ def test_ids_read_back_as_words(text: str) -> None:
         Tokenizer().decode(Tokenizer().encode([text, text * 3])[0].tolist()).split()
         == text.replace("! !", "! !").split()
     )
+
+
+# Changed captions
+
+
+def chance(examples: int, epoch: int = 0) -> Chance:
+    return Chance.of_examples(0, epoch, torch.arange(examples))
+
+
+WORDS = st.sampled_from(["a", "red", "dog", "on", "the", "grass"])
+SENTENCES = st.lists(st.lists(WORDS, max_size=9).map(" ".join), max_size=6)
+
+
+@given(SENTENCES, st.floats(0, 1), st.floats(0, 1))
+def test_words_are_left_out_or_change_places_and_never_new(texts: list[str], delete: float, swap: float) -> None:
+    changed = CaptionAugment(delete=delete, swap=swap).apply(texts, chance(len(texts)))
+    for before, after in zip(texts, changed, strict=True):
+        left = before.split()
+        for word in after.split():
+            left.remove(word)
+        assert bool(before) is bool(after), "one word always stays"
+
+
+@given(SENTENCES)
+def test_each_caption_is_changed_by_its_own_chance_alone(texts: list[str]) -> None:
+    augment, streams = CaptionAugment(delete=0.3, swap=0.5), chance(len(texts))
+    together = augment.apply(texts, streams)
+    for place, text in enumerate(texts):
+        assert augment.apply([text], Chance(streams.keys[place : place + 1])) == together[place : place + 1]
+
+
+def test_shares_are_those_that_were_asked_for() -> None:
+    many, text = chance(4000), " ".join(map(str, range(10)))
+    shorter = CaptionAugment(delete=0.1).apply([text] * 4000, many)
+    assert sum(len(row.split()) for row in shorter) / 4000 == pytest.approx(9, abs=0.05)
+    assert all(row.split() == sorted(row.split(), key=int) for row in shorter), "deletion keeps the order"
+    moved = [row.split() for row in CaptionAugment(swap=0.2).apply([text] * 4000, many)]
+    assert all(sorted(row, key=int) == text.split() for row in moved), "swaps keep the words"
+    # Each of two swaps leaves a word of ten where it is with probability 0.82; the second undoes the first in 0.0036.
+    assert sum(row[0] == "0" for row in moved) / 4000 == pytest.approx(0.82**2 + 0.0036, abs=0.025)
+    assert shorter != CaptionAugment(delete=0.1).apply([text] * 4000, chance(4000, epoch=1)), "each epoch anew"
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    assert CaptionAugment().apply(["a red dog", "one", ""], chance(3)) == ["a red dog", "one", ""]
+    assert CaptionAugment(delete=1.0).apply(["one"], chance(1)) == ["one"]

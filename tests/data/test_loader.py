@@ -580,3 +580,19 @@ def test_flickr8k_batches_are_the_same_whoever_makes_them(shared: Path) -> None:
     assert loader(uri, batch_size=96).epoch_steps == 62
     texts = [text for batch in expected for text in batch.texts["caption"]]
     assert len(set(texts)) > 60
+
+
+def test_captions_are_changed_alike_whoever_makes_the_batch_and_nothing_else_is() -> None:
+    def batches(**settings: Any) -> list[Batch]:
+        return list(loader("scenes:train?count=12&size=32", steps=4, **settings).batches())
+
+    plain, changed = batches(), batches(caption_augment={"delete": 0.3, "swap": 0.3})
+    workers = batches(caption_augment={"delete": 0.3, "swap": 0.3}, workers=2)
+    assert [batch.texts for batch in changed] == [batch.texts for batch in workers]
+    for before, after in zip(plain, changed, strict=True):
+        assert before.texts != after.texts
+        assert torch.equal(after.captions["caption"], Tokenizer().encode(after.texts["caption"]))
+        for text, new in zip(before.texts["caption"], after.texts["caption"], strict=True):
+            assert set(new.split()) <= set(text.split())
+        assert torch.equal(before.images["global"], after.images["global"])
+        assert torch.equal(before.masks["block"].masked, after.masks["block"].masked)

@@ -30,6 +30,11 @@ VARIANTS = {
         "frozen={tokenizer: {image: {name: vit_tiny_patch16_224, patch: 8, width: 16, heads: 2}, init: null}}",
         "objectives.beit={masks: {random: {ratio: 0.4}}, codes: 40, decay: 0.5, dead: 0.6}",
     ),
+    "baselines": (
+        "objectives.clip={label_smoothing: 0.2, crops: 2}",
+        "objectives.dino={student_sees: local, mask: null}",
+        "objectives.masked_distillation={head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
+    ),
 }
 """What crosses ranks in another way: the sigmoid's targets, the balance of a batch, a mean over all tokens, codes."""
 

@@ -1,12 +1,15 @@
-"""Captions as token ids: open_clip's byte-pair tokenizer, its vocabulary of 49,408 entries."""
+"""Captions as token ids: open_clip's byte-pair tokenizer, its vocabulary of 49,408 entries; and their words changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from harmony.chance import Chance
 
 
 @cache
@@ -61,3 +64,36 @@ class Tokenizer:
             if self.truncation == "keep_end":
                 row[-1] = self.end
         return row
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CaptionAugment(BaseModel):
+    """Random swap and random deletion of words (EDA, arXiv 1901.11196, section 2), the swaps first.
+
+    Words are what spaces separate. EDA makes several copies of a text, one operation each; here every reading of a
+    caption is one draw of both. A caption of one word stays as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    delete: Annotated[_Share, Field(description="probability of each word to be left out; one word always stays")] = 0.0
+    swap: Annotated[_Share, Field(description="swaps of two random words, as a share of the number of words")] = 0.0
+
+    def apply(self, captions: Sequence[str], chance: Chance) -> list[str]:
+        """The B captions, each changed by its own example's chance."""
+        words = [caption.split() for caption in captions]
+        longest = max(map(len, words), default=0)
+        most = round(self.swap * longest)
+        swapped = chance.uniform("caption/swap", most, 2).double().tolist()
+        deleted = (chance.uniform("caption/delete", longest) < self.delete).tolist()
+        spared = chance.uniform("caption/spare").double().tolist()
+        changed = []
+        for row, pairs, gone, one in zip(words, swapped, deleted, spared, strict=True):
+            for first, second in pairs[: round(self.swap * len(row))]:
+                a, b = int(first * len(row)), int(second * len(row))
+                row[a], row[b] = row[b], row[a]
+            kept = [word for word, leave in zip(row, gone, strict=False) if not leave]
+            changed.append(" ".join(kept or row[int(one * len(row)) :][:1]))
+        return changed

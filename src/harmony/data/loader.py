@@ -102,6 +102,7 @@ class PairLoader:
             epoch_steps=self.epoch_steps,
             colours=(tuple(mean), tuple(std)) if augment == "worker" else None,
             labels=labels,
+            caption_augment=data.caption_augment,
         )
         self.workers = count_workers(data.workers, self._batch_bytes())
         self.seen = self.bad = 0

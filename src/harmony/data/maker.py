@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harmony.chance import Chance
 from harmony.data.batch import Batch, Mask
-from harmony.data.captions import Tokenizer
+from harmony.data.captions import CaptionAugment, Tokenizer
 from harmony.data.decode import decode
 from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.photometric import augment, draw_photometric
@@ -77,6 +77,7 @@ class BatchMaker:
         steps, epoch_steps: length of the run and of an epoch, for the clock of masks.
         colours: (mean, std) when colours are changed and pixels normalised here, None when the device does it.
         labels: whether batches have labels.
+        caption_augment: how the words of captions are changed, None when they are not.
     """
 
     source: Source
@@ -89,6 +90,7 @@ class BatchMaker:
     epoch_steps: int
     colours: tuple[Sequence[float], Sequence[float]] | None
     labels: bool = False
+    caption_augment: CaptionAugment | None = None
 
     def __getitem__(self, slot: Slot) -> Made:
         made = Made(Batch(keys=[], chance=Chance(slot.streams)), slot.examples)
@@ -163,10 +165,11 @@ class BatchMaker:
         return example, decode(example.image, self.max_pixels, example.key)
 
     def _drawn(self, captions: Sequence[list[str]], chance: Chance) -> list[str]:
-        """One of each example's captions."""
+        """One of each example's captions, its words changed when that is wanted."""
         counts = torch.tensor([len(several) for several in captions])
         drawn = chance.integers("caption", counts).tolist()
-        return [several[one] for several, one in zip(captions, drawn, strict=True)]
+        chosen = [several[one] for several, one in zip(captions, drawn, strict=True)]
+        return self.caption_augment.apply(chosen, chance) if self.caption_augment else chosen
 
     def _mask(self, name: str, sampler: MaskSampler, batch: Batch, clock: Clock) -> Mask:
         if isinstance(sampler, PatchSampler):

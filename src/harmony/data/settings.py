@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harmony.data.captions import CaptionAugment
 from harmony.data.decode import LARGEST_LIMIT, MAX_PIXELS
 from harmony.data.sources.base import SourceOptions
 
@@ -30,6 +31,10 @@ class DataConfig(BaseModel):
     ] = None
     image_key: Annotated[
         str | None, Field(min_length=1, description="where images are: a column or the ending of a file")
+    ] = None
+    caption_augment: Annotated[
+        CaptionAugment | None,
+        Field(description="random changes to the words of captions, as {delete: 0.1, swap: 0.1}; null for none"),
     ] = None
     max_bad_share: Annotated[
         float, Field(ge=0, le=1, description="share of bad examples above which the run stops")

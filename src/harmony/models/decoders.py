@@ -1,6 +1,6 @@
-"""Decoders: from the encoder's tokens back to pixels and to words.
+"""Decoders: from the encoder's tokens back to pixels and to words, or to what was not encoded.
 
-Shapes: B images or captions, N patches, K kept patches, M removed patches or masked words, D encoder width, W decoder
+Shapes: B images or captions, N patches, K kept patches, R removed ones, M masked words, D encoder width, W decoder
 width, T words.
 """
 
@@ -75,14 +75,52 @@ class PixelDecoder(nn.Module):
             (B, N - K, patch * patch * 3).
         """
         x = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
-        kept, removed = kept[..., None], removed[..., None]
-        width = x.shape[-1]
-        mask_tokens = self.mask_token.to(x.dtype).expand(len(x), self.positions.shape[1] - 1, width)
-        full = mask_tokens.scatter(1, kept.expand(-1, -1, width), x[:, 1:])
-        x = torch.cat([x[:, :1], full], dim=1) + self.positions
+        x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.pixels(self.norm(x[:, 1:].gather(1, removed.expand(-1, -1, width))))
+        return self.pixels(self.norm(patches_at(x, removed)))
+
+
+class FeatureDecoder(nn.Module):
+    """What patches that were removed would be encoded to: as MAE's decoder, at the encoder's own width, without pixels.
+
+    Attributes:
+        positions: (1, 1 + N, D) fixed; the class token's is zero.
+    """
+
+    positions: Tensor
+
+    def __init__(self, width: int, grid: tuple[int, int], depth: int, heads: int) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        table = torch.zeros(1 + grid[0] * grid[1], width)
+        table[1:] = sine_cosine_positions(width, grid)
+        self.register_buffer("positions", table[None])
+
+    def forward(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
+        """(B, prefix + K, D), (B, K) and (B, N - K) -> (B, N - K, D), arguments as those of `PixelDecoder`."""
+        x = torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+        x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(patches_at(x, removed))
+
+
+def with_gaps_filled(x: Tensor, mask_token: Tensor, kept: Tensor, patches: int) -> Tensor:
+    """(B, 1 + K, W) class token and kept patches -> (B, 1 + N, W), the mask token wherever a patch was removed."""
+    gaps = mask_token.to(x.dtype).expand(len(x), patches, x.shape[-1])
+    return torch.cat([x[:, :1], gaps.scatter(1, kept[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])], dim=1)
+
+
+def patches_at(x: Tensor, places: Tensor) -> Tensor:
+    """The patches at places (B, R) of (B, 1 + N, W): (B, R, W)."""
+    return x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class WordDecoder(nn.Module):

@@ -94,7 +94,8 @@ class ImageTower(nn.Module):
         trunk: the timm VisionTransformer, without a classifier.
         mask_token: (D,), stands in for hidden patches.
         proj: (D -> E) linear without bias.
-        width, patch, prefix, depth: D, patch side in px, number of class and register tokens, number of blocks.
+        width, heads, patch, prefix, depth: D, attention heads, patch side in px, number of class and register tokens,
+            number of blocks.
     """
 
     drop_rates: Tensor
@@ -113,6 +114,7 @@ class ImageTower(nn.Module):
         super().__init__()
         self.trunk = create_trunk(config, config.size or size)
         self.width: int = self.trunk.embed_dim
+        self.heads: int = cast(Attention, cast(PackedBlock, self.trunk.blocks[0]).attn).num_heads
         self.patch: int = self.trunk.patch_embed.patch_size[0]
         self.prefix: int = self.trunk.num_prefix_tokens
         self.depth: int = len(self.trunk.blocks)

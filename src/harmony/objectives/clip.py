@@ -31,12 +31,18 @@ class Clip(Objective):
         """Settings of the contrastive objective; `hard_weight: 1` is plain CLIP."""
 
         view: Annotated[str, Field(description="the view whose first crop meets the caption")] = "global"
+        crops: Annotated[
+            int, Field(ge=1, description="how many of the view's crops meet the caption, each for itself")
+        ] = 1
         hard_weight: Annotated[
             Share, Field(description="weight of the hard targets; the rest goes to the teacher's")
         ] = Schedule.constant(1.0)
         soft_temperature: Annotated[Positive, Field(description="temperature of the teacher's targets")] = (
             Schedule.constant(0.1)
         )
+        label_smoothing: Annotated[
+            float, Field(ge=0, lt=1, description="share of a hard target that is spread over all pairs of the batch")
+        ] = 0.0
         initial_scale: Annotated[float, Field(gt=0, description="factor of the similarities at the start")] = 1 / 0.07
         max_scale: Annotated[float | None, Field(gt=0, description="its upper bound; null for none (as published)")] = (
             100.0
@@ -47,9 +53,10 @@ class Clip(Objective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
-        self.image = ImageRequest(config.view, crops=(0,))
+        crops = tuple(range(config.crops))
+        self.image = ImageRequest(config.view, crops=crops)
         self.text = TextRequest()
-        self.slow_image = ImageRequest(config.view, crops=(0,), model="teacher")
+        self.slow_image = ImageRequest(config.view, crops=crops, model="teacher")
         self.slow_text = TextRequest(model="teacher")
 
     @property
@@ -62,24 +69,29 @@ class Clip(Objective):
         return [*hard, self.slow_image, self.slow_text] if self.has_soft_targets else hard
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
-        image = _unit(encoded.image(self.image).crop(0).embed())
+        losses = [self._meet(crop, encoded, at) for crop in range(self.config.crops)]
+        return {"clip": torch.stack(losses).mean()}
+
+    def _meet(self, crop: int, encoded: Encoded, at: At) -> Tensor:
+        """The loss of one crop of each image and the captions."""
+        image = _unit(encoded.image(self.image).crop(crop).embed())
         text = _unit(encoded.text(self.text).embed())
         every_image, every_text = ranks.gather(image), ranks.gather(text)
         hard, soft = self.hard_targets(image), None
         if self.has_soft_targets:
-            slow_image = _unit(encoded.image(self.slow_image).crop(0).embed())
+            slow_image = _unit(encoded.image(self.slow_image).crop(crop).embed())
             slow_text = _unit(encoded.text(self.slow_text).embed())
             soft = self.soft_targets(slow_image, slow_text, at.soft_temperature)
         similarity = (cosines(image, every_text), cosines(text, every_image))
         loss = self.contrast(similarity, hard)
         if soft is not None:
             loss = at.hard_weight * loss + (1 - at.hard_weight) * self.contrast(similarity, soft)
-        if at.logged:
+        if at.logged and crop == 0:
             self.signs = {
                 "temperature": 1 / self.scale().detach(),
                 "batch_accuracy": (similarity[0].argmax(1) == hard[0].argmax(1)).double().mean(),
             }
-        return {"clip": loss}
+        return loss
 
     def scale(self) -> Tensor:
         """The learned factor of the similarities, kept below `max_scale`."""
@@ -87,9 +99,15 @@ class Clip(Objective):
         return scale if self.config.max_scale is None else scale.clamp(max=self.config.max_scale)
 
     def hard_targets(self, local: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, G) twice: one where a pair of this rank meets itself, else zero."""
+        """(B, G) twice: one where a pair of this rank meets itself, else zero; smoothed if so set (arXiv 1512.00567).
+
+        The teacher's soft targets are left as they are: what they give to other pairs is what it knows of them.
+        """
+        pairs = len(local) * ranks.count()
         place = torch.arange(len(local), device=local.device) + ranks.rank() * len(local)
-        own = F.one_hot(place, len(local) * ranks.count()).to(local.dtype)
+        own = F.one_hot(place, pairs).to(local.dtype)
+        if self.config.label_smoothing:
+            own = own.lerp(torch.full_like(own, 1 / pairs), self.config.label_smoothing)
         return own, own
 
     def soft_targets(self, image: Tensor, text: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

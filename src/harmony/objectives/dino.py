@@ -4,10 +4,10 @@ Shapes: V crops of the teacher's view, C crops in all, B images, K prototypes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harmony.data.batch import Batch
@@ -36,6 +36,10 @@ class Dino(Objective):
 
         view: Annotated[str, Field(description="the view that the teacher sees and the student too")] = "global"
         local_view: Annotated[str | None, Field(description="a view that only the student sees")] = "local"
+        student_sees: Annotated[
+            Literal["all", "local"],
+            Field(description="the student's crops: all, or the local ones alone, as in SILC (arXiv 2310.13355)"),
+        ] = "all"
         mask: Annotated[
             str | None, Field(description="a mask (drawn by another objective) on the student's large crops")
         ] = None
@@ -52,6 +56,14 @@ class Dino(Objective):
             DurationField, Field(description="how long the last layer of the head stays as it is")
         ] = Duration(amount=1, unit="epochs")
 
+        @model_validator(mode="after")
+        def _local_crops_alone(self) -> Self:
+            if self.student_sees == "local" and self.local_view is None:
+                raise ValueError("student_sees: local needs a local_view; name one, or set student_sees to all")
+            if self.student_sees == "local" and self.mask is not None:
+                raise ValueError("a mask is for the student's large crops, which student_sees: local leaves out")
+            return self
+
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
@@ -60,7 +72,9 @@ class Dino(Objective):
         self.teacher_head = slow_copy(self.head)
         self.centre = Centre(config.head.prototypes, config.centre_momentum)
         self.teacher = ImageRequest(config.view, model="teacher")
-        self.student = [ImageRequest(config.view, replace=config.mask)]
+        self.student: list[ImageRequest] = []
+        if config.student_sees == "all":
+            self.student.append(ImageRequest(config.view, replace=config.mask))
         if config.local_view is not None:
             self.student.append(ImageRequest(config.local_view))
         elif views[config.view].count == 1:
@@ -84,7 +98,8 @@ class Dino(Objective):
             scores = self.teacher_head(slow.flatten(0, 1))
             targets = self.targets(scores, at.teacher_temperature).unflatten(0, slow.shape[:2])
             self.centre.observe(full_precision(scores))
-        loss = cross_entropy_of_other_crops(targets, log_student)
+        common = len(targets) if self.config.student_sees == "all" else 0
+        loss = cross_entropy_of_other_crops(targets, log_student, common)
         if at.logged:
             self.signs = signs_of_collapse(targets.flatten(0, 1), loss)
         return {"dino": loss}
@@ -106,14 +121,17 @@ class Dino(Objective):
         self.centre.forget()
 
 
-def cross_entropy_of_other_crops(targets: Tensor, log_student: Tensor) -> Tensor:
+def cross_entropy_of_other_crops(targets: Tensor, log_student: Tensor, common: int) -> Tensor:
     """Mean over images and over every pair of a teacher's crop and a different student's crop (equation 3).
 
     Args:
         targets: (V, B, K) distributions of the teacher.
-        log_student: (C, B, K) log-distributions of the student, whose first V crops are the teacher's.
+        log_student: (C, B, K) log-distributions of the student.
+        common: V when the student's first V crops are the teacher's, 0 when they have no crop in common.
     """
-    crops, others = len(targets), len(log_student)
     # The sum over all students less the same crop's is the sum over the others, without (V, C) products.
-    unlike = log_student.sum(0, keepdim=True) - log_student[:crops]
-    return -(targets * unlike).sum() / (crops * (others - 1) * targets.shape[1])
+    unlike = log_student.sum(0, keepdim=True)
+    if common:
+        unlike = unlike - log_student[:common]
+    pairs = len(targets) * len(log_student) - common
+    return -(targets * unlike).sum() / (pairs * targets.shape[1])

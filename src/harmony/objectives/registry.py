@@ -6,7 +6,9 @@ from harmony.objectives.clip import Clip
 from harmony.objectives.densecl import Densecl
 from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
+from harmony.objectives.koleo import Koleo
 from harmony.objectives.mae import Mae
+from harmony.objectives.masked_distillation import MaskedDistillation
 from harmony.objectives.mlm import Mlm
 from harmony.objectives.mocov3 import Mocov3
 from harmony.objectives.siglip import Siglip
@@ -22,7 +24,9 @@ _KINDS: dict[str, type[Objective]] = {
     "densecl": Densecl,
     "dino": Dino,
     "ibot": Ibot,
+    "koleo": Koleo,
     "mae": Mae,
+    "masked_distillation": MaskedDistillation,
     "mlm": Mlm,
     "mocov3": Mocov3,
     "siglip": Siglip,

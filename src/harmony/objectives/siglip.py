@@ -4,11 +4,11 @@ Shapes: B pairs on this rank, G pairs on all ranks.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harmony import ranks
@@ -30,6 +30,15 @@ class Siglip(Clip):
 
         initial_scale: Annotated[float, Field(gt=0, description="factor of the similarities at the start")] = 10.0
         initial_bias: Annotated[float, Field(description="added to the scaled similarities at the start")] = -10.0
+
+        @model_validator(mode="after")
+        def _no_smoothing(self) -> Self:
+            if self.label_smoothing:
+                raise ValueError(
+                    "label_smoothing spreads a softmax's target over the batch, and a sigmoid judges each pair alone; "
+                    "set it to 0"
+                )
+            return self
 
     config: Config
 

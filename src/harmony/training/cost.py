@@ -115,6 +115,14 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
     )
 
 
+def flops_of_a_pair(recipe: Recipe, caption_tokens: int = 24) -> float:
+    """As `cost_of(recipe).flops`, without the rest."""
+    rehearsal = rehearse(recipe, caption_tokens)
+    with rehearsal.mode:
+        passes = sum(one.flops for one in _passes(rehearsal.learner, rehearsal.batch))
+        return passes + sum(flops for _, flops in _heads(rehearsal.learner, rehearsal.batch))
+
+
 def _active(learner: Learner) -> list[str]:
     return [name for group in learner.plan.groups for name in group.objectives]
 

@@ -26,7 +26,9 @@ LOSSES = {
     "supcon": "Every crop picks the crops of its class out of all crops of the batch.",
     "dino": "Every crop predicts what the teacher sees in another crop of the same image.",
     "ibot": "At each hidden patch the student predicts what the teacher sees there.",
+    "koleo": "Class tokens keep away from their nearest neighbours; it falls as the features of a batch spread.",
     "mae": "Squared error of the pixels that the decoder predicts for removed patches.",
+    "masked_distillation": "At each removed patch a decoder predicts what the teacher sees there.",
     "mlm": "Hidden words are named from the words around them; an even guess over the vocabulary costs 10.8.",
     "text_distillation": "At each hidden word the student predicts what the teacher makes of the whole caption there.",
 }
@@ -76,6 +78,10 @@ SIGNS = {
         "patches found", "Share of the patches that pick their partner in the other crop out of the queue.", share=True
     ),
     "matched": Words("patches with a partner", "Share of the patches that have one in the other crop.", share=True),
+    "nearest": Words(
+        "distance to the nearest",
+        "Mean distance of unit-length class tokens to their nearest neighbour; zero is a collapse.",
+    ),
     "accuracy": Words("words named", "Share of the hidden words whose likeliest guess is right.", share=True),
 }
 
