@@ -27,7 +27,7 @@ _BARE_MISSING = re.compile(r"(?<![^\s:,\[{])\?\?\?(?![^\s,}\]])")
 _FOLDER = Path(__file__).parent / "recipes"
 _NOT_INHERITED = ("name", "description", "needs", "proof")
 _REMOVABLE = ("objectives", "views")
-_KINDS = {"linear", "cosine", "block", "random"}
+_KINDS = {"linear", "cosine", "block", "random", "multi_block"}
 """Keys that say which kind of schedule or of mask a value is."""
 
 _FLOAT = re.compile(

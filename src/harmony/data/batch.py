@@ -23,11 +23,14 @@ class Mask:
         index: (M,) int64, the flat positions of the hidden ones in order, counted where the mask was drawn so that a
             device need not be asked how many there are.
         kept: (V, B, K) int64, positions left, ascending; only for masks that hide equally many patches of every image.
+        blocks: (V, B, T, L) int64, the L positions of each of T blocks among the hidden ones, ascending; blocks may
+            overlap. Only for masks that are made of blocks to be predicted one by one.
     """
 
     masked: Tensor
     index: Tensor
     kept: Tensor | None = None
+    blocks: Tensor | None = None
 
     @classmethod
     def of(cls, masked: Tensor, equal_counts: bool = False) -> "Mask":
@@ -98,7 +101,7 @@ def _apply(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Chance):
         return Chance(function(value.keys))
     if isinstance(value, Mask):
-        return Mask(function(value.masked), function(value.index), _apply(value.kept, function))
+        return Mask(**{f.name: _apply(getattr(value, f.name), function) for f in fields(value)})
     if isinstance(value, dict):
         return {key: _apply(item, function) for key, item in value.items()}
     return value

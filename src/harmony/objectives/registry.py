@@ -4,6 +4,7 @@ from harmony.objectives.base import Objective
 from harmony.objectives.clip import Clip
 from harmony.objectives.dino import Dino
 from harmony.objectives.ibot import Ibot
+from harmony.objectives.ijepa import Ijepa
 from harmony.objectives.mae import Mae
 from harmony.objectives.mlm import Mlm
 from harmony.objectives.siglip import Siglip
@@ -13,6 +14,7 @@ _KINDS: dict[str, type[Objective]] = {
     "clip": Clip,
     "dino": Dino,
     "ibot": Ibot,
+    "ijepa": Ijepa,
     "mae": Mae,
     "mlm": Mlm,
     "siglip": Siglip,
