@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -13,7 +14,7 @@ class ImageEncoding:
     Attributes:
         tokens: (..., prefix + N, D): class token, registers, patches (only the kept ones in a kept-token pass).
         prefix: number of class and register tokens.
-        project: the tower's projection of a class token into the shared space.
+        project: the tower's projection of a token into the shared space.
         layers: outputs of the blocks that were asked for, by index, before the final norm, shaped as `tokens`.
     """
 
@@ -35,6 +36,10 @@ class ImageEncoding:
     def embed(self) -> Tensor:
         """(..., E), the class token in the space shared with captions, not normalised."""
         return self.project(self.cls)
+
+    def embed_patches(self) -> Tensor:
+        """(..., N, E), every patch in the space shared with captions, not normalised; projected as the class token."""
+        return self.project(self.patches)
 
     def crop(self, index: int) -> "ImageEncoding":
         """One crop of a (V, B, ...) encoding."""
@@ -62,3 +67,12 @@ class TextEncoding:
         """(B, E), the end token in the space shared with images, not normalised."""
         place = self.end[:, None, None].expand(-1, 1, self.tokens.shape[-1])
         return self.project(self.norm(self.tokens.gather(1, place)[:, 0]))
+
+    def embed_words(self) -> Tensor:
+        """(B, T, E), every token in the space shared with images, not normalised; what `counted` leaves out is padding."""
+        return self.project(self.norm(self.tokens))
+
+    @property
+    def counted(self) -> Tensor:
+        """(B, T) bool, the tokens of the caption, begin and end included, without the padding behind them."""
+        return torch.arange(self.tokens.shape[1], device=self.end.device) <= self.end[:, None]

@@ -3,6 +3,7 @@
 from harmony.objectives.base import Objective
 from harmony.objectives.clip import Clip
 from harmony.objectives.dino import Dino
+from harmony.objectives.filip import Filip
 from harmony.objectives.ibot import Ibot
 from harmony.objectives.ijepa import Ijepa
 from harmony.objectives.mae import Mae
@@ -13,6 +14,7 @@ from harmony.objectives.text_distillation import TextDistillation
 _KINDS: dict[str, type[Objective]] = {
     "clip": Clip,
     "dino": Dino,
+    "filip": Filip,
     "ibot": Ibot,
     "ijepa": Ijepa,
     "mae": Mae,
