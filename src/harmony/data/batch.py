@@ -41,6 +41,14 @@ class Mask:
             kept = (~masked).nonzero()[:, -1].view(*masked.shape[:-1], visible)
         return cls(masked, masked.flatten().nonzero()[:, 0], kept)
 
+    @classmethod
+    def keeping(cls, kept: Tensor, patches: int) -> "Mask":
+        """From the places kept, (V, B, K) int64 ascending, of N patches, without asking the device for a count."""
+        masked = torch.ones(*kept.shape[:-1], patches, dtype=torch.bool, device=kept.device).scatter(-1, kept, False)
+        hidden = masked.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., : patches - kept.shape[-1]]
+        first = torch.arange(kept.shape[0] * kept.shape[1], device=kept.device).view(*kept.shape[:-1], 1) * patches
+        return cls(masked, (hidden + first).flatten(), kept)
+
     def share(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(M,): for each hidden position, one over the number hidden in the same image or caption.
 

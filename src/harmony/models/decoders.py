@@ -74,6 +74,10 @@ class PixelDecoder(nn.Module):
         Returns:
             (B, N - K, patch * patch * 3).
         """
+        return self.pixels(self.features(tokens, prefix, kept, removed))
+
+    def features(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
+        """(B, N - K, W), what the pixels of the removed patches are read from; arguments as for `forward`."""
         x = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
         kept, removed = kept[..., None], removed[..., None]
         width = x.shape[-1]
@@ -82,7 +86,7 @@ class PixelDecoder(nn.Module):
         x = torch.cat([x[:, :1], full], dim=1) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.pixels(self.norm(x[:, 1:].gather(1, removed.expand(-1, -1, width))))
+        return self.norm(x[:, 1:].gather(1, removed.expand(-1, -1, width)))
 
 
 class WordDecoder(nn.Module):

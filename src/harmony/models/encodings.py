@@ -1,7 +1,7 @@
 """What an encoder hands out. Shapes: B images or captions, V crops, N patches, T words, D width, E shared width."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ class ImageEncoding:
         prefix: number of class and register tokens.
         project: the tower's projection of a token into the shared space.
         layers: outputs of the blocks that were asked for, by index, before the final norm, shaped as `tokens`.
+        attention: (..., N), how the class token divides its attention over the patches in the last block, mean over the
+            heads and without gradients; what is missing to one lies on class and register tokens. Only where asked for.
     """
 
     tokens: Tensor
     prefix: int
     project: Callable[[Tensor], Tensor]
     layers: dict[int, Tensor] = field(default_factory=dict)
+    attention: Tensor | None = None
 
     @property
     def cls(self) -> Tensor:
@@ -43,8 +46,13 @@ class ImageEncoding:
 
     def crop(self, index: int) -> "ImageEncoding":
         """One crop of a (V, B, ...) encoding."""
-        layers = {layer: tokens[index] for layer, tokens in self.layers.items()}
-        return ImageEncoding(self.tokens[index], self.prefix, self.project, layers)
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ImageEncoding":
+        """The same encoding with `function` applied to every tensor in it."""
+        layers = {layer: function(tokens) for layer, tokens in self.layers.items()}
+        attention = None if self.attention is None else function(self.attention)
+        return replace(self, tokens=function(self.tokens), layers=layers, attention=attention)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class TextEncoding:
         return self.project(self.norm(self.tokens.gather(1, place)[:, 0]))
 
     def embed_words(self) -> Tensor:
-        """(B, T, E), every token in the space shared with images, not normalised; what `counted` leaves out is padding."""
+        """(B, T, E), every token in the space shared with images, not normalised; `counted` tells them from padding."""
         return self.project(self.norm(self.tokens))
 
     @property

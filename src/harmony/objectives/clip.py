@@ -31,6 +31,9 @@ class Clip(Objective):
         """Settings of the contrastive objective; `hard_weight: 1` is plain CLIP."""
 
         view: Annotated[str, Field(description="the view whose first crop meets the caption")] = "global"
+        keep: Annotated[
+            str | None, Field(description="a mask (drawn by another objective) whose patches are left out of the image")
+        ] = None
         hard_weight: Annotated[
             Share, Field(description="weight of the hard targets; the rest goes to the teacher's")
         ] = Schedule.constant(1.0)
@@ -47,7 +50,7 @@ class Clip(Objective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
-        self.image = ImageRequest(config.view, crops=(0,))
+        self.image = ImageRequest(config.view, crops=(0,), keep=config.keep)
         self.text = TextRequest()
         self.slow_image = ImageRequest(config.view, crops=(0,), model="teacher")
         self.slow_text = TextRequest(model="teacher")

@@ -2,6 +2,7 @@
 
 from harmony.objectives.base import Objective
 from harmony.objectives.clip import Clip
+from harmony.objectives.detailclip import DetailClip
 from harmony.objectives.dino import Dino
 from harmony.objectives.filip import Filip
 from harmony.objectives.ibot import Ibot
@@ -13,6 +14,7 @@ from harmony.objectives.text_distillation import TextDistillation
 
 _KINDS: dict[str, type[Objective]] = {
     "clip": Clip,
+    "detailclip": DetailClip,
     "dino": Dino,
     "filip": Filip,
     "ibot": Ibot,

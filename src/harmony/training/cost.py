@@ -97,6 +97,7 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
     rehearsal = rehearse(recipe, caption_tokens, processes)
     learner, batch = rehearsal.learner, rehearsal.batch
     with rehearsal.mode:
+        batch = _with_guided_masks(learner, batch)
         passes, heads = list(_passes(learner, batch)), dict(_heads(learner, batch))
     return Cost(
         name=recipe.name,
@@ -109,6 +110,11 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
         heads=heads,
         memory=memory_of(recipe, caption_tokens, processes),
     )
+
+
+def _with_guided_masks(learner: Learner, batch: Batch) -> Batch:
+    with torch.no_grad():
+        return learner.plan.with_guided(batch, encode(learner.plan.teacher, learner.teacher, batch))
 
 
 def _active(learner: Learner) -> list[str]:
@@ -130,14 +136,14 @@ def _passes(learner: Learner, batch: Batch) -> Iterator[Pass]:
             yield Pass(
                 passes.model,
                 request,
-                tuple(name for name in _active(learner) if _asks(_objective(learner, name), request, passes)),
+                tuple(name for name in _active(learner) if _asks(learner, name, request, passes)),
                 tokens=encoding.tokens[..., 0].numel() / len(batch),
                 flops=flops / len(batch),
             )
 
 
-def _asks(objective: Objective, merged: Request, passes: Passes) -> bool:
-    return any(passes.asked.get(request) == merged for request in objective.requests())
+def _asks(learner: Learner, objective: str, merged: Request, passes: Passes) -> bool:
+    return any(passes.asked.get(request) == merged for request in learner.plan.asked[objective])
 
 
 def _encode_alone(learner: Learner, model: str, request: Request, batch: Batch) -> ImageEncoding | TextEncoding:
