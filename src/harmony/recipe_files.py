@@ -28,7 +28,7 @@ _BARE_MISSING = re.compile(r"(?<![^\s:,\[{])\?\?\?(?![^\s,}\]])")
 _FOLDER = Path(__file__).parent / "recipes"
 _NOT_INHERITED = ("name", "description", "needs", "proof")
 _REMOVABLE = {"objectives": "objective", "views": "view", "frozen": "frozen model"}
-_KINDS = {"linear", "cosine", "block", "random"}
+_KINDS = {"linear", "cosine", "block", "random", "multi_block"}
 """Keys that say which kind of schedule or of mask a value is."""
 
 _FLOAT = re.compile(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from harmony.chance import Chance
 from harmony.data.batch import Mask
-from harmony.data.masks import BlockMasks, PatchMasks, RandomPatches, RandomWords
+from harmony.data.masks import BlockMasks, MultiBlockMasks, PatchMasks, RandomPatches, RandomWords
 from harmony.schedules import Clock, Schedule
 
 CLOCK = Clock(step=5, steps=10, epoch_steps=5)
@@ -143,6 +143,71 @@ def test_a_ratio_may_follow_a_schedule() -> None:
     assert [k.shape[-1] for k in kept if k is not None] == [8, 4]
 
 
+# Context and target blocks
+
+
+def as_rectangle(places: torch.Tensor, columns: int) -> tuple[int, int]:
+    """Rows and columns of a rectangle of places; fails when they are none."""
+    row, column = places // columns, places % columns
+    height, width = int(row.max() - row.min()) + 1, int(column.max() - column.min()) + 1
+    assert len(places) == len(set(places.tolist())) == height * width
+    return height, width
+
+
+@given(st.tuples(st.integers(2, 16), st.integers(2, 16)), st.integers(0, 10**6), seeds)
+def test_targets_are_blocks_of_one_size_and_the_context_has_none_of_them(grid, step: int, seed: int) -> None:
+    sampler = MultiBlockMasks()
+    mask = sampler.draw("m", streams(5, seed), 2, grid, Clock(step, 2 * 10**6, 5))
+    assert mask.kept is not None and mask.blocks is not None
+    assert mask.blocks.shape[:3] == (2, 5, 4)
+    sides = {as_rectangle(block, grid[1]) for block in mask.blocks.flatten(0, 2)}
+    target, context = sampler.sides("m", grid, step)
+    assert sides == {target}
+    assert mask.kept.shape[2] == sampler.count(grid, target, context) >= 1
+    for kept, blocks in zip(mask.kept.flatten(0, 1), mask.blocks.flatten(0, 1), strict=True):
+        assert not set(kept.tolist()) & set(blocks.flatten().tolist())
+        rows, columns = kept // grid[1], kept % grid[1]
+        assert rows.max() - rows.min() < context[0] and columns.max() - columns.min() < context[1]
+    rebuilt = torch.ones(2, 5, grid[0] * grid[1], dtype=torch.bool).scatter(-1, mask.kept, False)
+    assert torch.equal(mask.masked, rebuilt)
+    check_consistent(mask)
+
+
+def test_sizes_of_blocks_are_those_of_the_paper_and_the_context_is_a_function_of_the_grid() -> None:
+    sampler = MultiBlockMasks()
+    drawn = [sampler.sides("m", (14, 14), step) for step in range(400)]
+    assert {sampler.count((14, 14), *sides) for sides in drawn} == {round(0.3 * 196)}
+    targets, contexts = {target for target, _ in drawn}, {context for _, context in drawn}
+    assert contexts == {(13, 13), (14, 14)}  # sqrt(196 * 0.85) = 12.9
+    # Rounding a side to whole patches moves an area by at most about one side.
+    assert all(0.15 * 196 - 6 < rows * columns < 0.2 * 196 + 6 for rows, columns in targets)
+    assert all(0.75 / 1.3 < rows / columns < 1.5 * 1.3 for rows, columns in targets)
+    assert len(targets) > 5
+
+
+def test_few_placements_are_refused_and_targets_lie_everywhere() -> None:
+    sampler, same = MultiBlockMasks(), []
+    for step in range(20):
+        mask = sampler.draw("m", streams(300), 1, (14, 14), Clock(step, 20, 20))
+        (height, width), _ = sampler.sides("m", (14, 14), step)
+        drawn = streams(300).uniform("m/places", 1, 16, 5, 2)[:, 0, 0, 1:].double()  # of the first placement
+        starts = (drawn * torch.tensor([15 - height, 15 - width])).floor() @ torch.tensor([14.0, 1.0]).double()
+        same.append((mask.blocks[0, :, :, 0] == starts).all(1).float().mean())
+    assert 0.95 < torch.stack(same).mean() < 1
+    often = torch.bincount(mask.blocks[0, :, :, 0].flatten(), minlength=196) / (300 * 4)
+    possible = (15 - height) * (15 - width)
+    assert int((often > 0).sum()) == possible and float(often.max()) < 2.5 / possible
+
+
+def test_an_impossible_placement_ends_in_targets_over_each_other() -> None:
+    """The context wants nearly all that one target leaves: only targets in one place leave that much."""
+    sampler = MultiBlockMasks(seen=0.75, context_scale=(1.0, 1.0))
+    mask = sampler.draw("m", streams(200), 1, (8, 8), CLOCK)
+    target, context = sampler.sides("m", (8, 8), CLOCK.step)
+    assert mask.kept.shape[2] == sampler.count((8, 8), target, context) == 48
+    assert (mask.blocks == mask.blocks[:, :, :1]).all((2, 3)).float().mean() > 0.5
+
+
 # Words
 
 captions = st.lists(
@@ -191,16 +256,19 @@ def test_an_example_keeps_its_masks_in_any_batch() -> None:
     everyone, some = streams(12), torch.tensor([7, 2, 10])
     few = Chance(everyone.keys[some])
     tokens = encoded([list(range(1, 2 + k)) for k in range(12)], [True] * 12)
-    for sampler in (BlockMasks(share=0.7), RandomPatches()):
-        whole = sampler.draw("m", everyone, 2, (7, 9), CLOCK).masked
-        assert torch.equal(sampler.draw("m", few, 2, (7, 9), CLOCK).masked, whole[:, some])
+    for sampler in (BlockMasks(share=0.7), RandomPatches(), MultiBlockMasks()):
+        whole = sampler.draw("m", everyone, 2, (7, 9), CLOCK)
+        part = sampler.draw("m", few, 2, (7, 9), CLOCK)
+        assert torch.equal(part.masked, whole.masked[:, some])
+        if whole.blocks is not None:
+            assert torch.equal(part.blocks, whole.blocks[:, some])
     whole = RandomWords(share=0.4).draw("m", everyone, tokens, CLOCK).masked
     shorter = tokens[[7, 2]][:, :10]  # a batch of shorter captions is padded less
     part = RandomWords(share=0.4).draw("m", Chance(everyone.keys[[7, 2]]), shorter, CLOCK).masked
     assert torch.equal(part, whole[[7, 2]][:, :10])
 
 
-@pytest.mark.parametrize("sampler", [BlockMasks(share=1.0), RandomPatches()])
+@pytest.mark.parametrize("sampler", [BlockMasks(share=1.0), RandomPatches(), MultiBlockMasks()])
 def test_masks_of_different_names_differ(sampler: BlockMasks | RandomPatches) -> None:
     one, two = (sampler.draw(name, streams(4), 1, (8, 8), CLOCK).masked for name in ("ibot", "mae"))
     assert not torch.equal(one, two)
@@ -219,6 +287,7 @@ class Settings(BaseModel):
         ({"block": {"ratio": [0.2, 0.4], "share": 0.9}}, BlockMasks(ratio=(0.2, 0.4), share=0.9)),
         ({"block": None}, BlockMasks()),
         ("block", BlockMasks()),
+        ({"multi_block": {"targets": 2}}, MultiBlockMasks(targets=2)),
         ({"random": {"ratio": 0.6}}, RandomPatches(ratio=Schedule.constant(0.6))),
     ],
 )

@@ -24,6 +24,9 @@ VARIANTS = {
         "objectives.dino.centring=sinkhorn_knopp",
         "objectives.ibot.centring=sinkhorn_knopp",
         "objectives.text_distillation.centre_on=probabilities",
+        "objectives.filip={}",
+        "objectives.ijepa={predictor: {width: 16, depth: 1, heads: 2}}",
+        "objectives.detailclip={decoder: {heads: 2}, head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
         "train.accumulate=1",
     ),
     "codes": (
@@ -36,7 +39,7 @@ VARIANTS = {
         "objectives.masked_distillation={head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
     ),
 }
-"""What crosses ranks in another way: the sigmoid's targets, the balance of a batch, a mean over all tokens, codes."""
+"""What crosses ranks in another way: the sigmoid's targets, a batch's balance, means over all tokens, words, codes."""
 
 
 def three_steps(place: Place, variant: str) -> dict[str, Any]:

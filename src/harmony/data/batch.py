@@ -24,11 +24,14 @@ class Mask:
         index: (M,) int64, the flat positions of the hidden ones in order, counted where the mask was drawn so that a
             device need not be asked how many there are.
         kept: (V, B, K) int64, positions left, ascending; only for masks that hide equally many patches of every image.
+        blocks: (V, B, T, L) int64, the L positions of each of T blocks among the hidden ones, ascending; blocks may
+            overlap. Only for masks that are made of blocks to be predicted one by one.
     """
 
     masked: Tensor
     index: Tensor
     kept: Tensor | None = None
+    blocks: Tensor | None = None
 
     @classmethod
     def of(cls, masked: Tensor, equal_counts: bool = False) -> "Mask":
@@ -38,6 +41,14 @@ class Mask:
             visible = int((~masked[0, 0]).sum()) if masked.numel() else 0
             kept = (~masked).nonzero()[:, -1].view(*masked.shape[:-1], visible)
         return cls(masked, masked.flatten().nonzero()[:, 0], kept)
+
+    @classmethod
+    def keeping(cls, kept: Tensor, patches: int) -> "Mask":
+        """From the places kept, (V, B, K) int64 ascending, of N patches, without asking the device for a count."""
+        masked = torch.ones(*kept.shape[:-1], patches, dtype=torch.bool, device=kept.device).scatter(-1, kept, False)
+        hidden = masked.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., : patches - kept.shape[-1]]
+        first = torch.arange(kept.shape[0] * kept.shape[1], device=kept.device).view(*kept.shape[:-1], 1) * patches
+        return cls(masked, (hidden + first).flatten(), kept)
 
     def share(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(M,): for each hidden position, one over the number hidden in the same image or caption.
@@ -101,7 +112,7 @@ def _apply(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Chance):
         return Chance(function(value.keys))
     if isinstance(value, Mask):
-        return Mask(function(value.masked), function(value.index), _apply(value.kept, function))
+        return Mask(**{f.name: _apply(getattr(value, f.name), function) for f in fields(value)})
     if isinstance(value, dict):
         return {key: _apply(item, function) for key, item in value.items()}
     return value

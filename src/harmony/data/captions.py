@@ -53,6 +53,21 @@ class Tokenizer:
         words = words[: words.index(self.end)] if self.end in words else words
         return str(_byte_pairs().decode([word for word in words if word != self.begin])).strip()
 
+    def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """The words of one row of ids before its end, each with the places of its tokens."""
+        found: list[tuple[str, list[int]]] = []
+        inside = False
+        for place, token in enumerate(ids):
+            if token == self.end:
+                break
+            if token == self.begin:
+                continue
+            piece = str(_byte_pairs().decode([int(token)]))
+            text, places = found.pop() if inside else ("", [])
+            found.append((text + piece.strip(), [*places, place]))
+            inside = not piece.endswith(" ")  # the last token of a word carries the gap behind it
+        return found
+
     def lengths(self, captions: Sequence[str]) -> list[int]:
         """How many tokens each caption has, begin and end included, before it is cut to the context."""
         return [len(_byte_pairs().encode(caption)) + 2 for caption in captions]

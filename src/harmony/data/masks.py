@@ -6,6 +6,7 @@ A sampler is a small frozen value: an objective makes it from its settings, the 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -25,6 +26,8 @@ SMALLEST_BLOCK = 4
 PROPOSALS = 64
 """Blocks tried an image before single patches fill what is missing."""
 
+PLACEMENTS = 16
+"""Placements of all blocks tried an image before the targets are laid over each other."""
 
 _UnitShare = Annotated[float, Field(ge=0, le=1)]
 
@@ -140,6 +143,96 @@ class RandomPatches(PatchSampler):
         return Mask.of(_crop_major(hidden.flatten(0, 1), crops), equal_counts=True)
 
 
+class MultiBlockMasks(PatchSampler):
+    """A context block, and target blocks that are cut out of it (I-JEPA, arXiv 2301.08243, section 3 and appendix A).
+
+    The sides of the blocks, in patches, are drawn once a step, as in the published code: one size for all targets, and
+    one for the context. They are a function of the step alone, so all ranks and micro-batches have the same. Where the
+    blocks lie is each image's own chance.
+
+    The context must hold equally many patches of every image, and its size varies with the overlaps. The published code
+    cuts all images to the smallest context of the batch on one device, always at the bottom of the image; an image
+    then depends on its neighbours and on the number of devices. Here the count is a function of the grid alone,
+    round(seen * N) patches (fewer on grids so small that the blocks leave fewer). 0.3 is the mean of what the published
+    way leaves of 14 x 14 patches in batches of 128. Images with more lose some at random; a placement that leaves fewer
+    is drawn anew, one in forty at these settings, and the last of 16 lays all targets over each other.
+
+    `Mask.kept` lists the context, `Mask.blocks` the targets.
+    """
+
+    targets: Annotated[int, Field(ge=1, description="target blocks of an image")] = 4
+    scale: Annotated[UnitRange, Field(description="range of a target's area as a share of the crop")] = (0.15, 0.2)
+    aspect: Annotated[PositiveRange, Field(description="range of a target's height over its width")] = (0.75, 1.5)
+    context_scale: Annotated[UnitRange, Field(description="range of the square context's area, likewise")] = (0.85, 1.0)
+    seen: Annotated[float, Field(gt=0, lt=1, description="share of the crop's patches that the encoder sees")] = 0.3
+
+    def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
+        target, context = self.sides(name, grid, clock.step)
+        count = self.count(grid, target, context)
+        if count < 1:
+            raise self.too_large(grid)
+        places = chance.uniform(f"{name}/places", crops, PLACEMENTS, 1 + self.targets, 2).flatten(0, 1)
+        places[:, -1, 2:] = places[:, -1, 1:2]  # what the context is then left with is at least its count
+        blocks = _rectangles(places[:, :, 1:], target, grid)  # (B * V, placements, targets, rows, columns)
+        visible = _rectangles(places[:, :, 0], context, grid) & ~blocks.any(2)
+        first = (visible.sum((2, 3)) >= count).int().argmax(1)
+        image = torch.arange(len(first), device=first.device)
+        blocks, visible = blocks[image, first], visible[image, first].flatten(1)
+        noise = chance.uniform(f"{name}/seen", crops, visible.shape[1])
+        seen = _lowest(noise, visible, torch.full_like(first, count))
+        inside = blocks.flatten(2).nonzero()[:, -1].view(-1, crops, self.targets, target[0] * target[1])
+        mask = Mask.of(_crop_major(~seen, crops), equal_counts=True)
+        return replace(mask, blocks=inside.transpose(0, 1).contiguous())
+
+    def sides(self, name: str, grid: tuple[int, int], step: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rows, columns) of a target block and of the context block at a step."""
+        drawn = Chance(torch.tensor([step])).uniform(f"{name}/sides", 3)[0].tolist()
+        scale, aspect, context_scale = (
+            low + share * (high - low)
+            for share, (low, high) in zip(drawn, (self.scale, self.aspect, self.context_scale), strict=True)
+        )
+        return _block_sides(grid, scale, aspect), _block_sides(grid, context_scale, 1.0)
+
+    def count(self, grid: tuple[int, int], target: tuple[int, int], context: tuple[int, int]) -> int:
+        """Patches of the context that every image keeps; 0 when the blocks may leave none."""
+        left = context[0] * context[1] - target[0] * target[1]
+        return max(0, min(left, max(1, round(self.seen * grid[0] * grid[1]))))
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Refuse settings whose largest target may cover the smallest context of a grid.
+
+        Raises:
+            UserError: they do.
+        """
+        context = _block_sides(grid, self.context_scale[0], 1.0)
+        for aspect in (*self.aspect, 1.0):
+            if self.count(grid, _block_sides(grid, self.scale[1], aspect), context) < 1:
+                raise self.too_large(grid)
+
+    def too_large(self, grid: tuple[int, int]) -> UserError:
+        return UserError(
+            f"target blocks of up to {self.scale[1]:g} of a crop may leave nothing of the context block in "
+            f"{grid[0]} x {grid[1]} patches; lower multi_block.scale or give the view a larger size"
+        )
+
+
+def _block_sides(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
+    """Rows and columns of a block of a share of the grid and a height over width, within 1 and the grid's."""
+    area = scale * grid[0] * grid[1]
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return min(max(height, 1), grid[0]), min(max(width, 1), grid[1])
+
+
+def _rectangles(places: Tensor, sides: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Blocks of one size, (..., rows, columns) bool, from two uniform numbers each, (..., 2)."""
+    inside = []
+    for place, side, length in zip(places.double().unbind(-1), sides, grid, strict=True):
+        start = (place * (length - side + 1)).floor()[..., None]
+        position = torch.arange(length, device=places.device)
+        inside.append((position >= start) & (position < start + side))
+    return inside[0][..., :, None] & inside[1][..., None, :]
+
+
 class WordSampler(BaseModel):
     """Hides words of one caption stream."""
 
@@ -181,7 +274,11 @@ class RandomWords(WordSampler):
 
 MaskSampler = PatchSampler | WordSampler
 
-PATCH_SAMPLERS: dict[str, type[PatchSampler]] = {"block": BlockMasks, "random": RandomPatches}
+PATCH_SAMPLERS: dict[str, type[PatchSampler]] = {
+    "block": BlockMasks,
+    "random": RandomPatches,
+    "multi_block": MultiBlockMasks,
+}
 
 
 def patch_sampler(value: Any) -> PatchSampler:

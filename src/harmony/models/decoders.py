@@ -74,11 +74,15 @@ class PixelDecoder(nn.Module):
         Returns:
             (B, N - K, patch * patch * 3).
         """
+        return self.pixels(self.features(tokens, prefix, kept, removed))
+
+    def features(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
+        """(B, N - K, W), what the pixels of the removed patches are read from; arguments as for `forward`."""
         x = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
         x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.pixels(self.norm(patches_at(x, removed)))
+        return self.norm(patches_at(x, removed))
 
 
 class FeatureDecoder(nn.Module):

@@ -1,8 +1,9 @@
 """What an encoder hands out. Shapes: B images or captions, V crops, N patches, T words, D width, E shared width."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 
@@ -13,14 +14,17 @@ class ImageEncoding:
     Attributes:
         tokens: (..., prefix + N, D): class token, registers, patches (only the kept ones in a kept-token pass).
         prefix: number of class and register tokens.
-        project: the tower's projection of a class token into the shared space.
+        project: the tower's projection of a token into the shared space.
         layers: outputs of the blocks that were asked for, by index, before the final norm, shaped as `tokens`.
+        attention: (..., N), how the class token divides its attention over the patches in the last block, mean over the
+            heads and without gradients; what is missing to one lies on class and register tokens. Only where asked for.
     """
 
     tokens: Tensor
     prefix: int
     project: Callable[[Tensor], Tensor]
     layers: dict[int, Tensor] = field(default_factory=dict)
+    attention: Tensor | None = None
 
     @property
     def cls(self) -> Tensor:
@@ -36,10 +40,19 @@ class ImageEncoding:
         """(..., E), the class token in the space shared with captions, not normalised."""
         return self.project(self.cls)
 
+    def embed_patches(self) -> Tensor:
+        """(..., N, E), every patch in the space shared with captions, not normalised; projected as the class token."""
+        return self.project(self.patches)
+
     def crop(self, index: int) -> "ImageEncoding":
         """One crop of a (V, B, ...) encoding."""
-        layers = {layer: tokens[index] for layer, tokens in self.layers.items()}
-        return ImageEncoding(self.tokens[index], self.prefix, self.project, layers)
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ImageEncoding":
+        """The same encoding with `function` applied to every tensor in it."""
+        layers = {layer: function(tokens) for layer, tokens in self.layers.items()}
+        attention = None if self.attention is None else function(self.attention)
+        return replace(self, tokens=function(self.tokens), layers=layers, attention=attention)
 
 
 @dataclass(frozen=True)
@@ -62,3 +75,12 @@ class TextEncoding:
         """(B, E), the end token in the space shared with images, not normalised."""
         place = self.end[:, None, None].expand(-1, 1, self.tokens.shape[-1])
         return self.project(self.norm(self.tokens.gather(1, place)[:, 0]))
+
+    def embed_words(self) -> Tensor:
+        """(B, T, E), every token in the space shared with images, not normalised; `counted` tells them from padding."""
+        return self.project(self.norm(self.tokens))
+
+    @property
+    def counted(self) -> Tensor:
+        """(B, T) bool, the tokens of the caption, begin and end included, without the padding behind them."""
+        return torch.arange(self.tokens.shape[1], device=self.end.device) <= self.end[:, None]

@@ -35,6 +35,7 @@ class Segment:
         replace: (B, N) bool, patches whose embedding becomes the mask token.
         keep: (B, K) int64, the only patches that enter the sequence.
         layers: blocks whose outputs are wanted too.
+        attention: whether the class token's attention in the last block is wanted too.
         chance: (B) streams for stochastic depth; none is applied without.
     """
 
@@ -42,6 +43,7 @@ class Segment:
     replace: Tensor | None = None
     keep: Tensor | None = None
     layers: tuple[int, ...] = ()
+    attention: bool = False
     chance: Chance | None = None
 
 
@@ -85,6 +87,26 @@ def _attend(attn: Attention, x: Tensor, packing: Packing) -> Tensor:
         attended = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
         out.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
     return attn.proj(_inner_norm(attn)(torch.cat(out) if len(out) > 1 else out[0]))
+
+
+@torch.no_grad()
+def class_attention(block: Block, tokens: Tensor, prefix: int) -> Tensor:
+    """How the class token divides its attention, mean over the heads; the fused kernel never makes these weights.
+
+    Args:
+        block: whose attention.
+        tokens: (B, n, D) that enter it.
+        prefix: number of class and register tokens.
+
+    Returns:
+        (B, n - prefix), the weights on the patches.
+    """
+    attn = cast(Attention, block.attn)
+    qkv = attn.qkv(block.norm1(tokens)).unflatten(2, (3, attn.num_heads, attn.head_dim))
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, D / heads) each
+    scores = attn.q_norm(q[:, :, :1]) @ attn.k_norm(k).transpose(-2, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * attn.head_dim**-0.5
+    return scores.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
 
 
 class ImageTower(nn.Module):
@@ -148,20 +170,28 @@ class ImageTower(nn.Module):
         keep = self._stochastic_depth(segments, packing)
         wanted = {layer % self.depth for segment in segments for layer in segment.layers}
         taken: dict[int, list[Tensor]] = {}
+        entered: list[Tensor] = []
         for index, block in enumerate(cast(Iterable[PackedBlock], self.trunk.blocks)):
             rates = None if keep is None or self.drop_path[index] == 0 else keep[index]
+            if index == self.depth - 1 and any(segment.attention for segment in segments):
+                entered = packing.split(x)
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block.packed, x, packing, rates, use_reentrant=False)
             else:
                 x = block.packed(x, packing, rates)
             if index in wanted:
                 taken[index] = packing.split(x)
+        last = cast(Block, self.trunk.blocks[-1])
         finals = packing.split(self.trunk.norm(x))
         return [
             ImageEncoding(
-                tokens, self.prefix, self.proj, {layer: taken[layer % self.depth][i] for layer in segment.layers}
+                finals[i],
+                self.prefix,
+                self.proj,
+                {layer: taken[layer % self.depth][i] for layer in segment.layers},
+                class_attention(last, entered[i], self.prefix) if segment.attention else None,
             )
-            for i, (tokens, segment) in enumerate(zip(finals, segments, strict=True))
+            for i, segment in enumerate(segments)
         ]
 
     def _embed(self, segment: Segment) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from harmony.data.batch import Batch
+from harmony.data.batch import Batch, Mask
 from harmony.data.masks import MaskSampler
 from harmony.data.views import ViewConfig
 from harmony.models.encodings import ImageEncoding, TextEncoding
@@ -34,6 +34,7 @@ class ImageRequest:
         replace: name of a mask whose patches are replaced by the mask token.
         keep: name of a mask whose hidden patches are left out of the sequence altogether.
         layers: indices of blocks whose outputs are wanted as well.
+        attention: whether the class token's attention over the patches in the last block is wanted as well.
     """
 
     view: str
@@ -42,6 +43,7 @@ class ImageRequest:
     replace: str | None = None
     keep: str | None = None
     layers: tuple[int, ...] = ()
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,32 @@ class TextRequest:
 
 
 Request = ImageRequest | TextRequest
+
+
+@dataclass(frozen=True)
+class GuidedMask:
+    """Keeps the patches that the teacher's class token attends to most, equally many of every crop.
+
+    It is drawn after the teacher's passes and before the student's, and so can hide patches from the student alone.
+
+    Attributes:
+        view: the view whose crops are masked.
+        kept: K, patches left of each crop.
+    """
+
+    view: str
+    kept: int
+
+    @property
+    def request(self) -> ImageRequest:
+        """What the teacher must encode for it."""
+        return ImageRequest(self.view, model="teacher", attention=True)
+
+    def draw(self, encoding: ImageEncoding) -> Mask:
+        """From the encoding that was requested, (V, B, N) weights; of equal weights the first patches stay."""
+        assert encoding.attention is not None
+        order = encoding.attention.argsort(dim=-1, descending=True, stable=True)
+        return Mask.keeping(order[..., : self.kept].sort(dim=-1).values, encoding.attention.shape[-1])
 
 
 class Encoded:
@@ -127,6 +155,10 @@ class Objective(nn.Module):
 
     def masks(self) -> Mapping[str, MaskSampler]:
         """Masks to be drawn each step, by name."""
+        return {}
+
+    def guided_masks(self) -> Mapping[str, GuidedMask]:
+        """Masks to be drawn each step from what the teacher sees, by name."""
         return {}
 
     def requests(self) -> Sequence[Request]:

@@ -34,6 +34,9 @@ class Clip(Objective):
         crops: Annotated[
             int, Field(ge=1, description="how many of the view's crops meet the caption, each for itself")
         ] = 1
+        keep: Annotated[
+            str | None, Field(description="a mask (drawn by another objective) whose patches are left out of the image")
+        ] = None
         hard_weight: Annotated[
             Share, Field(description="weight of the hard targets; the rest goes to the teacher's")
         ] = Schedule.constant(1.0)
@@ -54,7 +57,7 @@ class Clip(Objective):
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         crops = tuple(range(config.crops))
-        self.image = ImageRequest(config.view, crops=crops)
+        self.image = ImageRequest(config.view, crops=crops, keep=config.keep)
         self.text = TextRequest()
         self.slow_image = ImageRequest(config.view, crops=crops, model="teacher")
         self.slow_text = TextRequest(model="teacher")

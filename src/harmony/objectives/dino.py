@@ -43,6 +43,9 @@ class Dino(Objective):
         mask: Annotated[
             str | None, Field(description="a mask (drawn by another objective) on the student's large crops")
         ] = None
+        keep: Annotated[
+            str | None, Field(description="likewise a mask, whose patches are left out of the student's large crops")
+        ] = None
         head: Annotated[HeadConfig, Field(description="sizes of the prototype head")] = HeadConfig()
         student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
             Schedule.constant(0.1)
@@ -74,7 +77,7 @@ class Dino(Objective):
         self.teacher = ImageRequest(config.view, model="teacher")
         self.student: list[ImageRequest] = []
         if config.student_sees == "all":
-            self.student.append(ImageRequest(config.view, replace=config.mask))
+            self.student.append(ImageRequest(config.view, replace=config.mask, keep=config.keep))
         if config.local_view is not None:
             self.student.append(ImageRequest(config.local_view))
         elif views[config.view].count == 1:

@@ -100,17 +100,11 @@ class Mae(Objective):
 
     def targets(self, pixels: Tensor, mask: Mask) -> Tensor:
         """(V * B, 3, S, S) -> (V * B, R, P), the removed patches in the form that is predicted."""
-        removed = _removed(mask)
-        patches = patchify(pixels, self.patch)
-        patches = patches.gather(1, removed[..., None].expand(-1, -1, patches.shape[-1]))
-        if not self.config.normalise_targets:
-            return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
+        return pixels_of_removed(pixels, self.patch, mask, self.config.normalise_targets)
 
     def _predict(self, tokens: Tensor, prefix: int, mask: Mask) -> Tensor:
         assert mask.kept is not None
-        return full_precision(self.decoder(tokens, prefix, mask.kept.flatten(0, 1), _removed(mask)))
+        return full_precision(self.decoder(tokens, prefix, mask.kept.flatten(0, 1), places_removed(mask)))
 
     @torch.no_grad()
     def reconstruct(self, pixels: Tensor, tokens: Tensor, prefix: int, mask: Mask) -> Tensor:
@@ -128,7 +122,7 @@ class Mae(Objective):
             (V, B, 3, S, S).
         """
         flat = pixels.flatten(0, 1)
-        predicted, removed = self._predict(tokens.flatten(0, 1), prefix, mask), _removed(mask)
+        predicted, removed = self._predict(tokens.flatten(0, 1), prefix, mask), places_removed(mask)
         patches = patchify(flat, self.patch)
         places = removed[..., None].expand(-1, -1, patches.shape[-1])
         if self.config.normalise_targets:
@@ -138,7 +132,18 @@ class Mae(Objective):
         return unpatchify(filled, self.patch, flat.shape[-1]).unflatten(0, pixels.shape[:2])
 
 
-def _removed(mask: Mask) -> Tensor:
+def pixels_of_removed(pixels: Tensor, patch: int, mask: Mask, normalise: bool) -> Tensor:
+    """(V * B, 3, S, S) -> (V * B, R, P), the removed patches, each of mean 0 and variance 1 where normalised."""
+    removed = places_removed(mask)
+    patches = patchify(pixels, patch)
+    patches = patches.gather(1, removed[..., None].expand(-1, -1, patches.shape[-1]))
+    if not normalise:
+        return patches
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def places_removed(mask: Mask) -> Tensor:
     """(V * B, R) int64, places of the removed patches, ascending."""
     images = mask.masked.shape[0] * mask.masked.shape[1]
     return (mask.index % mask.masked.shape[-1]).view(images, -1)

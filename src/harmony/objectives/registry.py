@@ -4,8 +4,11 @@ from harmony.objectives.base import Objective
 from harmony.objectives.beit import Beit
 from harmony.objectives.clip import Clip
 from harmony.objectives.densecl import Densecl
+from harmony.objectives.detailclip import DetailClip
 from harmony.objectives.dino import Dino
+from harmony.objectives.filip import Filip
 from harmony.objectives.ibot import Ibot
+from harmony.objectives.ijepa import Ijepa
 from harmony.objectives.koleo import Koleo
 from harmony.objectives.mae import Mae
 from harmony.objectives.masked_distillation import MaskedDistillation
@@ -22,9 +25,12 @@ _KINDS: dict[str, type[Objective]] = {
     "beit": Beit,
     "clip": Clip,
     "densecl": Densecl,
+    "detailclip": DetailClip,
     "dino": Dino,
+    "filip": Filip,
     "ibot": Ibot,
     "koleo": Koleo,
+    "ijepa": Ijepa,
     "mae": Mae,
     "masked_distillation": MaskedDistillation,
     "mlm": Mlm,

@@ -80,7 +80,7 @@ class Swav(Objective):
         scores = self.prototypes(projected)  # (C, B, K)
         crops = len(encoded.image(self.student[0]).tokens)
         targets = torch.stack([self.targets(scores[crop], crop, at) for crop in range(crops)])
-        loss = cross_entropy_of_other_crops(targets, (scores / at.student_temperature).log_softmax(-1))
+        loss = cross_entropy_of_other_crops(targets, (scores / at.student_temperature).log_softmax(-1), len(targets))
         for crop, queue in enumerate(self._queues()):
             queue.observe(projected[crop])
         if at.logged:

@@ -99,6 +99,7 @@ def cost_of(recipe: Recipe, caption_tokens: int = 24, processes: int = 1) -> Cos
     rehearsal = rehearse(recipe, caption_tokens, processes)
     learner, batch = rehearsal.learner, rehearsal.batch
     with rehearsal.mode:
+        batch = _with_guided_masks(learner, batch)
         passes, heads = list(_passes(learner, batch)), dict(_heads(learner, batch))
     frozen = {name: sum(p.numel() for p in model.parameters()) for name, model in learner.frozen.items()}
     return Cost(
@@ -119,8 +120,13 @@ def flops_of_a_pair(recipe: Recipe, caption_tokens: int = 24) -> float:
     """As `cost_of(recipe).flops`, without the rest."""
     rehearsal = rehearse(recipe, caption_tokens)
     with rehearsal.mode:
-        passes = sum(one.flops for one in _passes(rehearsal.learner, rehearsal.batch))
-        return passes + sum(flops for _, flops in _heads(rehearsal.learner, rehearsal.batch))
+        batch = _with_guided_masks(rehearsal.learner, rehearsal.batch)
+        passes = sum(one.flops for one in _passes(rehearsal.learner, batch))
+        return passes + sum(flops for _, flops in _heads(rehearsal.learner, batch))
+
+
+def _with_guided_masks(learner: Learner, batch: Batch) -> Batch:
+    return learner.plan.with_guided(batch, learner.given(batch))
 
 
 def _active(learner: Learner) -> list[str]:
@@ -142,14 +148,14 @@ def _passes(learner: Learner, batch: Batch) -> Iterator[Pass]:
             yield Pass(
                 passes.model,
                 request,
-                tuple(name for name in _active(learner) if _asks(_objective(learner, name), request, passes)),
+                tuple(name for name in _active(learner) if _asks(learner, name, request, passes)),
                 tokens=encoding.tokens[..., 0].numel() / len(batch),
                 flops=flops / len(batch),
             )
 
 
-def _asks(objective: Objective, merged: Request, passes: Passes) -> bool:
-    return any(passes.asked.get(request) == merged for request in objective.requests())
+def _asks(learner: Learner, objective: str, merged: Request, passes: Passes) -> bool:
+    return any(passes.asked.get(request) == merged for request in learner.plan.asked[objective])
 
 
 def _encode_alone(learner: Learner, model: str, request: Request, batch: Batch) -> ImageEncoding | TextEncoding:

@@ -17,7 +17,7 @@ from harmony.models.frozen import FrozenModel
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
 from harmony.models.vision import PackedBlock
-from harmony.objectives.base import Encoded, Objective, TextRequest
+from harmony.objectives.base import Encoded, GuidedMask, Objective, TextRequest
 from harmony.objectives.registry import kinds
 from harmony.schedules import At, Clock
 from harmony.training.diagnostics import feature_signs
@@ -74,7 +74,8 @@ class Learner(nn.Module):
         if not active:
             raise UserError("every objective has weight 0, so nothing would be trained; give one a weight")
         given = {name: model.image for name, model in (frozen or {}).items()}
-        self.plan = Plan(active, views, self.masks(), towers.text is not None, joint, given)
+        guided = self.guided_masks()
+        self.plan = Plan(active, views, self.masks(), towers.text is not None, joint, given, guided)
         self.teacher = slow_copy(towers)
         self._slow = Teacher(self._pairs())
         self._signs: dict[str, Tensor] = {}
@@ -89,16 +90,23 @@ class Learner(nn.Module):
         return self
 
     def masks(self) -> dict[str, MaskSampler]:
-        """All masks to be drawn each step, by name."""
-        drawn: dict[str, MaskSampler] = {}
+        """All masks to be drawn for each batch, by name."""
+        self._check_names_of_masks()
+        return {mask: sampler for _, one in self._named_objectives() for mask, sampler in one.masks().items()}
+
+    def guided_masks(self) -> dict[str, GuidedMask]:
+        """All masks that can be drawn from what the teacher sees, by name."""
+        return {mask: guided for _, one in self._named_objectives() for mask, guided in one.guided_masks().items()}
+
+    def _check_names_of_masks(self) -> None:
+        known: set[str] = set()
         for name, objective in self._named_objectives():
-            for mask, sampler in objective.masks().items():
-                if mask in drawn:
+            for mask in (*objective.masks(), *objective.guided_masks()):
+                if mask in known:
                     raise UserError(
                         f"objective {name} draws a mask {mask!r}, as another one does; remove one of the two"
                     )
-                drawn[mask] = sampler
-        return drawn
+                known.add(mask)
 
     def views(self) -> set[str]:
         """Names of the views that a batch must have: those that are encoded, and those that masks are drawn on."""
@@ -117,6 +125,7 @@ class Learner(nn.Module):
             logged: whether signs of this step will be read.
         """
         given = self.given(batch)
+        batch = self.plan.with_guided(batch, given)
         self._signs = {}
         for group in self.plan.groups:
             encoded = given.joined(encode(group.student, self.student, batch))

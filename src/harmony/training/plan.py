@@ -1,10 +1,10 @@
 """The plan: what all objectives request, merged into the fewest encoder passes.
 
-Equal requests are encoded once, and requests that differ only in crops or layers are one pass over the union. Passes of
-one image tower that belong to the same group run packed, as one. Objectives that share a pass of the student form a
-group; groups run one after the other, each freed by its backward pass before the next begins, unless the plan is joint,
-in which case there is one group. The teacher's passes and those of frozen models run once for all groups, without
-gradients.
+Equal requests are encoded once, and requests that differ only in crops, layers or attention are one pass over the
+union. Passes of one image tower that belong to the same group run packed, as one. Objectives that share a pass of the
+student form a group; groups run one after the other, each freed by its backward pass before the next begins, unless the
+plan is joint, in which case there is one group. The teacher's passes and those of frozen models run once for all
+groups, without gradients and before them, and masks that the teacher guides are drawn in between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,9 @@ from harmony.models.encodings import ImageEncoding, TextEncoding
 from harmony.models.frozen import FrozenModel
 from harmony.models.towers import Towers
 from harmony.models.vision import ImageTower, Segment
-from harmony.objectives.base import Encoded, ImageRequest, Objective, Request, TextRequest
+from harmony.objectives.base import Encoded, GuidedMask, ImageRequest, Objective, Request, TextRequest
 
+AnyMask = MaskSampler | GuidedMask
 Encodings = dict[Request, ImageEncoding | TextEncoding]
 
 
@@ -62,6 +63,8 @@ class Plan:
         teacher: the teacher's passes, shared by all groups.
         frozen: those of each frozen model, likewise.
         groups: groups in the order of their first objective in the recipe.
+        guided: masks that are drawn from the teacher's encodings, by name; those that some objective uses.
+        asked: by objective, its requests and those of the guided masks it uses.
     """
 
     def __init__(
@@ -72,13 +75,22 @@ class Plan:
         has_text: bool,
         joint: bool = False,
         frozen: Mapping[str, ImageTower] | None = None,
+        guided: Mapping[str, GuidedMask] | None = None,
     ) -> None:
         frozen = frozen or {}
         requests = {name: list(objective.requests()) for name, objective in objectives.items()}
+        known: dict[str, AnyMask] = {**masks, **(guided or {})}
         for name, wanted in requests.items():
             for request in wanted:
                 _check_model(name, request, views, frozen)
-                _check(name, request, views, masks, has_text)
+                _check(name, request, views, known, has_text)
+        self.guided: dict[str, GuidedMask] = {}
+        for wanted in requests.values():
+            names = {name for request in wanted for name in _masks(request)}
+            used = {name: mask for name, mask in (guided or {}).items() if name in names}
+            wanted += [mask.request for mask in used.values() if mask.request not in wanted]
+            self.guided |= used
+        self.asked = requests
         every = [request for wanted in requests.values() for request in wanted]
         self.views = {request.view for request in every if isinstance(request, ImageRequest)}
         self.teacher = _merge("teacher", every, views)
@@ -87,6 +99,11 @@ class Plan:
             Group(names, _merge("student", [r for name in names for r in requests[name]], views))
             for names in _tie(requests, joint)
         ]
+
+    def with_guided(self, batch: Batch, teacher: Encoded) -> Batch:
+        """The batch with the masks that the teacher's encodings guide."""
+        drawn = {name: mask.draw(teacher.image(mask.request)) for name, mask in self.guided.items()}
+        return replace(batch, masks=batch.masks | drawn) if drawn else batch
 
 
 def encode(passes: Passes, towers: Towers | FrozenModel, batch: Batch) -> Encoded:
@@ -114,6 +131,7 @@ def _segment(request: ImageRequest, batch: Batch) -> Segment:
         replace=_pick(batch.masks[request.replace].masked, crops).flatten(0, 1) if request.replace else None,
         keep=_pick(kept, crops).flatten(0, 1) if kept is not None else None,
         layers=request.layers,
+        attention=request.attention,
         chance=batch.chance.branches(streams),
     )
 
@@ -127,8 +145,7 @@ def _pick(tensor: Tensor, crops: list[int]) -> Tensor:
 
 def _by_crop(encoding: ImageEncoding, images: int) -> ImageEncoding:
     """(V * B, ...) -> (V, B, ...)."""
-    layers = {index: tokens.unflatten(0, (-1, images)) for index, tokens in encoding.layers.items()}
-    return replace(encoding, tokens=encoding.tokens.unflatten(0, (-1, images)), layers=layers)
+    return encoding.map(lambda tensor: tensor.unflatten(0, (-1, images)))
 
 
 def _part(asked: Request, merged: Request, encoding: ImageEncoding | TextEncoding) -> ImageEncoding | TextEncoding:
@@ -139,12 +156,11 @@ def _part(asked: Request, merged: Request, encoding: ImageEncoding | TextEncodin
     if asked.crops == merged.crops:
         return encoding
     places = [merged.crops.index(crop) for crop in asked.crops]
-    layers = {index: _pick(tokens, places) for index, tokens in encoding.layers.items()}
-    return replace(encoding, tokens=_pick(encoding.tokens, places), layers=layers)
+    return encoding.map(lambda tensor: _pick(tensor, places))
 
 
 def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConfig]) -> Passes:
-    """Requests of one model that differ only in crops or layers become one over the union."""
+    """Requests of one model that differ only in crops, layers or attention become one over the union."""
     passes = Passes(model)
     families: dict[ImageRequest, list[ImageRequest]] = {}
     for request in requests:
@@ -155,11 +171,12 @@ def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConf
                 passes.texts.append(request)
             passes.asked[request] = request
         else:
-            families.setdefault(replace(request, crops=None, layers=()), []).append(request)
+            families.setdefault(_family_of(request), []).append(request)
     for family, members in families.items():
         crops = sorted({crop for member in members for crop in _crops(member, views)})
         layers = sorted({layer for member in members for layer in member.layers})
-        merged = replace(family, crops=tuple(crops), layers=tuple(layers))
+        attention = any(member.attention for member in members)
+        merged = replace(family, crops=tuple(crops), layers=tuple(layers), attention=attention)
         passes.images.append(merged)
         passes.asked |= dict.fromkeys(members, merged)
     return passes
@@ -184,7 +201,17 @@ def _tie(requests: Mapping[str, Sequence[Request]], joint: bool) -> list[tuple[s
 
 
 def _family(request: Request) -> Request:
-    return replace(request, crops=None, layers=()) if isinstance(request, ImageRequest) else request
+    return _family_of(request) if isinstance(request, ImageRequest) else request
+
+
+def _family_of(request: ImageRequest) -> ImageRequest:
+    return replace(request, crops=None, layers=(), attention=False)
+
+
+def _masks(request: Request) -> tuple[str, ...]:
+    """Names of the masks that a request uses."""
+    names = (request.replace, request.keep) if isinstance(request, ImageRequest) else (request.replace,)
+    return tuple(name for name in names if name is not None)
 
 
 def _check_model(
@@ -213,15 +240,15 @@ def _check(
     name: str,
     request: Request,
     views: Mapping[str, ViewConfig],
-    masks: Mapping[str, MaskSampler],
+    masks: Mapping[str, AnyMask],
     has_text: bool,
 ) -> None:
     """Refuse what cannot be encoded, with the fix in the message."""
     if isinstance(request, TextRequest):
         if not has_text:
             raise UserError(f"objective {name} reads captions, but model.text is null; give the text tower's sizes")
-        if request.replace is not None:
-            _check_mask(name, request.replace, masks)
+        for mask in _masks(request):
+            _check_mask(name, mask, masks)
         return
     if request.view not in views:
         raise unknown(f"view in objective {name}:", request.view, views)
@@ -231,12 +258,16 @@ def _check(
             f"objective {name} needs crop {max(request.crops) + 1} of view {request.view!r}, which has {count}; "
             f"set views.{request.view}.count={max(request.crops) + 1} or more"
         )
-    for mask in (request.replace, request.keep):
-        if mask is not None:
-            _check_mask(name, mask, masks, request.view)
+    for mask in _masks(request):
+        _check_mask(name, mask, masks, request.view)
+        if request.model == "teacher" and isinstance(masks[mask], GuidedMask):
+            raise UserError(
+                f"objective {name} hides patches from the teacher by the mask {mask!r}, which is drawn from what the "
+                "teacher sees; use it on the student"
+            )
 
 
-def _check_mask(name: str, mask: str, masks: Mapping[str, MaskSampler], view: str | None = None) -> None:
+def _check_mask(name: str, mask: str, masks: Mapping[str, AnyMask], view: str | None = None) -> None:
     if mask not in masks:
         raise UserError(
             f"objective {name} uses the mask {mask!r}, which no objective of this recipe draws "

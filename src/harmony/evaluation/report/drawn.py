@@ -6,9 +6,11 @@ from harmony.data.sources import open_source
 from harmony.errors import UserError
 from harmony.evaluation.crops import spread
 from harmony.evaluation.encoders import TowersEncoder, load_run
-from harmony.evaluation.report import attention, pictures
+from harmony.evaluation.report import alignment, attention, pictures
 from harmony.evaluation.report.html import Section, note
 from harmony.evaluation.report.images import squares
+from harmony.objectives.clip import Clip
+from harmony.objectives.filip import Filip
 from harmony.objectives.mae import Mae
 from harmony.recipe import Recipe
 from harmony.training import checkpoints
@@ -39,6 +41,10 @@ def drawn(folder: Path, recipe: Recipe, checkpoint: Path | None) -> list[Section
         pictures.colour_section(list(portraits), *pictures.patch_colours([student, teacher], pixels)),
         attention.attention_section(list(portraits), *seen),
     ]
+    if any(isinstance(config, Filip.Config) for config in recipe.objectives.values()):
+        captions = [source[index].captions for index in read.indices]
+        trained = any(isinstance(config, Clip.Config) for config in recipe.objectives.values())
+        sections += alignment.alignment_section(teacher, portraits, captions, trained)
     mae = _mae(recipe, student, checkpoint)
     if mae is not None:
         originals = read.pixels[:RECONSTRUCTED]

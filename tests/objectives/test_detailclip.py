@@ -1,0 +1,136 @@
+"""DetailCLIP against a plain transcription; the three objectives of its recipe share one pass over what is attended."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from parts import CLOCK, HEAD, assert_same, batch_of, learner_of, losses_of
+
+from harmony.errors import UserError
+from harmony.models.vision import Segment
+
+DETAIL = {"decoder": {"depth": 2, "heads": 2}, "head": HEAD, "removed": 0.6}
+ALL = {
+    "clip": {"keep": "attended"},
+    "dino": {"local_view": None, "keep": "attended", "head": HEAD},
+    "detailclip": DETAIL,
+}
+
+FACTORS = torch.tensor([1.0, 3.0], dtype=torch.float64)
+"""Losses on one graph are compared by a sum in which they differ."""
+
+
+def attended(learner, image: torch.Tensor) -> list[int]:
+    """The 6 of 16 patches that the teacher's class token attends to most, from its last block's queries and keys."""
+    trunk, seen = learner.teacher.image.trunk, []
+    hook = trunk.blocks[-1].attn.qkv.register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
+    trunk.forward_features(image[None])
+    hook.remove()
+    weights = torch.zeros(17, dtype=torch.float64)
+    for head in range(2):
+        query, key = (seen[0][:, part * 16 + head * 8 : part * 16 + head * 8 + 8] for part in (0, 1))
+        weights += (key @ query[0] / 8**0.5).softmax(0) / 2
+    return sorted(weights[1:].topk(int(16 * 0.4)).indices.tolist())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_detailclip(normalise: bool):
+    learner = learner_of({"detailclip": DETAIL | {"normalise_targets": normalise, "teacher_temperature": 0.05}})
+    batch, detail = batch_of(learner, examples=3), learner.objectives["detailclip"]
+    with torch.no_grad():
+        detail.centre.mean.normal_()
+    found = losses_of(learner, batch)
+    assert set(found) == {"detailclip/patches", "detailclip/pixels"}
+    patches, pixels = [], []
+    for image in batch.images["global"].flatten(0, 1):
+        kept, decoder = attended(learner, image), detail.decoder
+        seen = learner.student.image.encode_packed([Segment(image[None], keep=torch.tensor([kept]))])[0].tokens[0]
+        embedded = decoder.embed(seen)
+        sequence = [embedded[0] + decoder.positions[0, 0]]
+        for n in range(16):
+            token = embedded[1 + kept.index(n)] if n in kept else decoder.mask_token
+            sequence.append(token + decoder.positions[0, 1 + n])
+        x = torch.stack(sequence)[None]
+        for block in decoder.blocks:
+            x = block(x)
+        features = decoder.norm(x)[0, 1:]
+        with torch.no_grad():
+            scores = detail.teacher_head(learner.teacher.image.encode(image[None]).patches[0])
+            targets = ((scores - detail.centre.mean) / 0.05).softmax(-1)
+        for n in range(16):
+            if n in kept:
+                continue
+            patches.append(-(targets[n] * (detail.head(features[n][None])[0] / 0.1).log_softmax(-1)).sum())
+            row, column = divmod(n, 4)
+            patch = image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+            target = patch.permute(1, 2, 0).flatten()
+            if normalise:
+                target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6).sqrt()
+            pixels.append(F.mse_loss(decoder.pixels(features[n]), target))
+    assert len(patches) == 2 * 3 * (16 - 6)
+    expected = torch.stack([torch.stack(patches).mean(), torch.stack(pixels).mean()])
+    ours = torch.stack([found["detailclip/patches"], found["detailclip/pixels"]])
+    assert torch.allclose(ours, expected, rtol=1e-12)
+    assert_same(ours @ FACTORS, expected @ FACTORS, learner)
+
+
+def test_the_centre_is_the_mean_score_of_all_patches():
+    learner = learner_of({"detailclip": DETAIL | {"centre_momentum": 0.5}})
+    batch, detail = batch_of(learner), learner.objectives["detailclip"]
+    losses_of(learner, batch)
+    assert not detail.centre.mean.any()
+    scores = detail.teacher_head(
+        learner.teacher.image.encode(batch.images["global"].flatten(0, 1)).patches.flatten(0, 1)
+    )
+    learner.after_update(CLOCK, momentum=1.0)
+    assert torch.allclose(detail.centre.mean, scores.mean(0) / 2)
+    losses_of(learner, batch)
+    learner.after_skip()
+    learner.after_update(CLOCK, momentum=1.0)
+    assert torch.allclose(detail.centre.mean, scores.mean(0) / 2), "a skipped step leaves no trace"
+
+
+def test_clip_and_dino_see_what_the_teacher_attends_to():
+    learner = learner_of(ALL)
+    batch = batch_of(learner)
+    found = losses_of(learner, batch)
+    [group] = learner.plan.groups
+    assert group.objectives == ("clip", "dino", "detailclip") and len(group.student.images) == 1
+    assert len(learner.plan.teacher.images) == 1
+    every = []
+    for image in batch.images["global"].flatten(0, 1):
+        keep = torch.tensor([attended(learner, image)])
+        every.append(learner.student.image.encode_packed([Segment(image[None], keep=keep)])[0])
+    embedded = F.normalize(torch.cat([one.embed() for one in every[: len(batch)]]), dim=-1)
+    texts = F.normalize(learner.student.text(batch.captions["caption"]), dim=-1)
+    logits = learner.objectives["clip"].logit_scale.exp() * embedded @ texts.T
+    own = torch.arange(len(batch))
+    clip = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    dino = learner.objectives["dino"]
+    student = (dino.head(torch.cat([one.cls for one in every])) / 0.1).log_softmax(-1).unflatten(0, (2, -1))
+    with torch.no_grad():
+        slow = dino.teacher_head(learner.teacher.image.encode(batch.images["global"].flatten(0, 1)).cls)
+        targets = (slow / 0.04).softmax(-1).unflatten(0, (2, -1))
+    expected = torch.stack([clip, -(targets * student.flip(0)).sum(-1).mean()])
+    ours = torch.stack([found["clip"], found["dino"]])
+    assert torch.allclose(ours, expected, rtol=1e-12)
+    assert_same(ours @ FACTORS, expected @ FACTORS, learner)
+
+
+def test_signs_of_collapse_fire():
+    learner = learner_of({"detailclip": DETAIL | {"teacher_temperature": 1.0}})
+    batch, detail = batch_of(learner), learner.objectives["detailclip"]
+    losses_of(learner, batch)
+    assert float(learner.signs()["detailclip/prototype_use"]) > 0.5
+    with torch.no_grad():
+        detail.centre.mean[1:] = 100.0
+    losses_of(learner, batch)
+    assert float(learner.signs()["detailclip/prototype_use"]) < 0.1, "one prototype for all"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"removed": 0.99}, "keeps 0 of the 16"), ({"decoder": {"heads": 3}}, "not a multiple of its 3 heads")],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        learner_of({"detailclip": DETAIL | settings})
