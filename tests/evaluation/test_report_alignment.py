@@ -53,7 +53,7 @@ def test_the_report_of_a_filip_run_shows_words_and_says_what_its_numbers_compare
     assert "another objective of this recipe trains along" in page.text
     encoder = load_run(str(run.folder), "teacher", "cpu")
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    [section] = alignment_section(encoder, images, [[], ["a <b>red</b> circle"]], global_trained=False)
+    [section] = alignment_section(encoder, "teacher", images, [[], ["a <b>red</b> circle"]], global_trained=False)
     assert "they say little of this model" in section.lead
     assert section.body.count("<p>") == 1 and "&lt;b&gt;" in section.body
-    assert alignment_section(encoder, images, [[], []], global_trained=True) == []
+    assert alignment_section(encoder, "teacher", images, [[], []], global_trained=True) == []

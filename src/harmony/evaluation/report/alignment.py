@@ -1,4 +1,4 @@
-"""Which patches a word is similar to, for runs that were trained to align the two (FILIP, arXiv 2111.07783, section 4.4).
+"""Which patches a word is similar to, for runs trained to align the two (FILIP, arXiv 2111.07783, section 4.4).
 
 Shapes: B images, T tokens of a caption, N patches, h x w of them, S px a side.
 """
@@ -39,12 +39,13 @@ def word_maps(encoder: TowersEncoder, pixels: Tensor, caption: str) -> list[tupl
 
 
 def alignment_section(
-    encoder: TowersEncoder, portraits: Tensor, captions: Sequence[Sequence[str]], global_trained: bool
+    encoder: TowersEncoder, model: str, portraits: Tensor, captions: Sequence[Sequence[str]], global_trained: bool
 ) -> list[Section]:
     """Images beside a map for each of a few words; nothing where no image has a caption.
 
     Args:
         encoder: whose towers are shown.
+        model: what they are called, student or teacher.
         portraits: (B, 3, S, S) uint8.
         captions: of each image; the first is taken.
         global_trained: whether an objective trains the one vector a side that zero_shot and retrieval compare.
@@ -57,10 +58,10 @@ def alignment_section(
     if not rows:
         return []
     lead = (
-        "The cosine between each patch and single words of the image's caption, in the teacher: dark is least, bright is "
-        f"most. The words are the {WORDS} to which patches differ most, and share the scale of an image; point at a map "
-        "to read its range. This is what filip trains. The numbers of zero_shot and retrieval compare one vector a side "
-        "instead, the class token and the end of the caption, "
+        f"The cosine between each patch and single words of the image's caption, in the {model}: dark is least, bright "
+        f"is most. The words are the {WORDS} to which patches differ most, and share the scale of an image; point at a "
+        "map to read its range. This is what filip trains. The numbers of zero_shot and retrieval compare one vector a "
+        "side instead, the class token and the end of the caption, "
         + (
             "which another objective of this recipe trains along."
             if global_trained

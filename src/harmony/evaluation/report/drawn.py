@@ -44,7 +44,8 @@ def drawn(folder: Path, recipe: Recipe, checkpoint: Path | None) -> list[Section
     if any(isinstance(config, Filip.Config) for config in recipe.objectives.values()):
         captions = [source[index].captions for index in read.indices]
         trained = any(isinstance(config, Clip.Config) for config in recipe.objectives.values())
-        sections += alignment.alignment_section(teacher, portraits, captions, trained)
+        measured = {"student": student, "teacher": teacher}[recipe.evaluation.model]
+        sections += alignment.alignment_section(measured, recipe.evaluation.model, portraits, captions, trained)
     mae = _mae(recipe, student, checkpoint)
     if mae is not None:
         originals = read.pixels[:RECONSTRUCTED]
