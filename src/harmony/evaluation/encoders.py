@@ -167,11 +167,16 @@ def load_run(where: str, model: str = "teacher", device: torch.device | str | No
         raise unknown("model", model, MODELS)
     checkpoint = find_checkpoint(where)
     recipe = recipes.load(checkpoint / "recipe.yaml")
-    torch.manual_seed(recipe.train.seed)
-    towers = Towers(recipe.model, recipe.largest_view)
+    towers = drawn_towers(recipe)
     if model != "untrained":
         load_part(towers, checkpoints.read_model(checkpoint), model, str(checkpoint))
     return TowersEncoder(f"{where} ({model})", towers, recipe, _device(device))
+
+
+def drawn_towers(recipe: Recipe) -> Towers:
+    """The towers of a run as its seed draws them, before the first step and without `model.init`."""
+    torch.manual_seed(recipe.train.seed)
+    return Towers(recipe.model, recipe.largest_view)
 
 
 def load_published_towers(
