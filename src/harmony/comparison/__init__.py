@@ -64,7 +64,10 @@ def compare(
                 if ranks.is_main():
                     say("Stopped; the same command goes on from here")
                 raise
-            return _written(plan, folder)
+        is_main = ranks.is_main()
+    if is_main:
+        _write_all(plan, folder)
+    return folder.page
 
 
 def seeds_of(text: str) -> list[int]:
@@ -110,16 +113,12 @@ def _tell(plan: Plan) -> None:
         say(f"{entry.name}: {'; '.join(told)}")
 
 
-def _written(plan: Plan, folder: Folder) -> Path:
+def _write_all(plan: Plan, folder: Folder) -> None:
     """Write compare.json, compare.md and compare.html."""
     found = numbers(plan, folder)
-    target = folder.path / "compare.html"
-    with together():
-        if ranks.is_main():
-            write_json(folder.path / "compare.json", found)
-            _write(folder.path / "compare.md", markdown(found))
-            _write(target, page(found, plan, folder.path.resolve().name))
-    return target
+    write_json(folder.path / "compare.json", found)
+    _write(folder.path / "compare.md", markdown(found))
+    _write(folder.page, page(found, plan, folder.path.resolve().name))
 
 
 def _write(path: Path, text: str) -> None:

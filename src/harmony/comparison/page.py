@@ -57,7 +57,7 @@ def _table(found: Mapping[str, Any]) -> Section:
         cost = ("", "") if flops is None else (operations(flops), f"{flops / first:.2f} x")
         rows.append([row["name"], *cost, *cells])
     chances = ["" if column["chance"] is None else percent(column["chance"]) for column in columns]
-    rows.append([tag("small", "chance"), "", "", *(tag("small", chance) for chance in chances)])
+    rows.append(["chance", "", "", *(tag("small", chance) for chance in chances)])
     titles = [joined(column["title"].split(", ", 1), Html("<br>")) for column in columns]
     head = ["method", "operations a pair", f"of {found['rows'][1]['name']}", *titles]
     missing = {f"{row['name']}: {reason}" for row in found["rows"] for reason in row["missing"].values()} | {

@@ -15,7 +15,6 @@ from harmony.comparison.terms import Row, on_equal_terms
 from harmony.data.sources import Source, open_source
 from harmony.errors import UserError
 from harmony.evaluation.encoders import TowersEncoder
-from harmony.evaluation.report.cost import counted
 from harmony.evaluation.settings import EvaluationConfig
 from harmony.evaluation.task import Setup
 from harmony.evaluation.tasks import task_named
@@ -36,13 +35,11 @@ class Entry:
 
     Attributes:
         row: what is trained.
-        flops: floating-point operations of training on one pair.
         copy: the copy of the towers that is measured, teacher or student.
         missing: by task, why it cannot be done with this row; tasks that can are not in it.
     """
 
     row: Row
-    flops: float
     copy: str
     missing: Mapping[str, str]
 
@@ -122,7 +119,7 @@ class Plan:
 
 
 def plan_of(arguments: Sequence[str], seeds: Sequence[int], tasks: Sequence[str] | None, command: str) -> "Draft":
-    """The plan as far as it can be made without data: recipes on equal terms, and what they cost.
+    """The plan as far as it can be made without data: recipes on equal terms.
 
     Raises:
         UserError: the command line cannot work.
@@ -138,29 +135,17 @@ def plan_of(arguments: Sequence[str], seeds: Sequence[int], tasks: Sequence[str]
     rows = on_equal_terms(asked, shared)
     if rows[0].recipe.data.val is None:
         raise UserError("there are no data to measure on; name them, as in --data scenes:held_out (or data.val=URI)")
-    return Draft(command, rows, tuple(seeds), tuple(tasks) if tasks else None, [_cost(row) for row in rows])
-
-
-def _cost(row: Row) -> float:
-    try:
-        return counted(row.recipe).flops
-    except UserError as error:
-        raise _of_row(row, error) from None
-
-
-def _of_row(row: Row, error: UserError) -> UserError:
-    return UserError(f"the row {row.name!r}: {error}")
+    return Draft(command, rows, tuple(seeds), tuple(tasks) if tasks else None)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A plan whose data have not been opened. Attributes as of `Plan`; `costs` are FLOPs a pair, by row."""
+    """A plan whose data have not been opened. Attributes as of `Plan`."""
 
     command: str
     rows: Sequence[Row]
     seeds: tuple[int, ...]
     tasks: tuple[str, ...] | None
-    costs: Sequence[float]
 
     def checked(self, place: Place) -> Plan:
         """The plan, once data are open and every row's trainer has been built; all ranks have to call it.
@@ -174,8 +159,8 @@ class Draft:
         data = open_source(recipe.data.val, options)
         train = open_source(recipe.evaluation.train or recipe.data.train, options)
         plan = Plan(self.command, (), self.seeds, self.tasks or USUAL, (), data, train, {}, 0, ())
-        for row, flops in zip(self.rows, self.costs, strict=True):
-            plan = _with_row(plan, row, flops, place)
+        for row in self.rows:
+            plan = _with_row(plan, row, place)
         tasks = _possible(plan, asked=self.tasks is not None)
         entries = [
             replace(one, missing={t: why for t, why in one.missing.items() if t in tasks}) for one in plan.entries
@@ -184,14 +169,14 @@ class Draft:
         return replace(plan, entries=tuple(entries), tasks=tasks, along=tuple(along))
 
 
-def _with_row(plan: Plan, row: Row, flops: float, place: Place) -> Plan:
+def _with_row(plan: Plan, row: Row, place: Place) -> Plan:
     """The plan with one more entry, and with what its trainer knows of the data."""
     try:
         trainer = Trainer(row.seeded(plan.seeds[0]), place)
     except UserError as error:
-        raise _of_row(row, error) from None
+        raise UserError(f"the row {row.name!r}: {error}") from None
     copy = row.copy or ("teacher" if trainer.learner.plan.teacher else "student")
-    entry = Entry(row, flops, copy, {})
+    entry = Entry(row, copy, {})
     grown = replace(plan, entries=(*plan.entries, entry), pairs=trainer.data, steps=trainer.clock.steps)
     setup = grown.setup(TowersEncoder(row.name, trainer.learner.teacher, row.recipe, place.device))
     missing = {task: reason for task in plan.tasks if (reason := task_named(task).missing(setup))}

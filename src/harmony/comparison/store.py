@@ -44,6 +44,10 @@ class Folder:
         self.path = out
 
     @property
+    def page(self) -> Path:
+        return self.path / "compare.html"
+
+    @property
     def features(self) -> Path:
         return self.path / "features"
 

@@ -8,6 +8,7 @@ from typing import Any
 from harmony.comparison.plan import Entry, Plan
 from harmony.comparison.rows import UNTRAINED
 from harmony.comparison.store import Folder, Measured
+from harmony.evaluation.report.cost import counted
 from harmony.evaluation.report.html import operations
 from harmony.evaluation.report.words import BOTH, TASKS, chance_of, headlines, metric
 from harmony.evaluation.results import Metrics
@@ -20,7 +21,10 @@ DIGITS = 1
 
 
 def numbers(plan: Plan, folder: Folder) -> Values:
-    """Everything that compare.json holds, from the runs as they were measured. All ranks have to call it."""
+    """Everything that compare.json holds, from the runs as they were measured.
+
+    Not for several ranks at once: the cost of a pair is counted as one process sees it.
+    """
     twin = {seed: folder.read(folder.run(UNTRAINED, seed)) for seed in plan.seeds}
     rows = [_untrained(plan, twin)]
     for entry in plan.entries:
@@ -62,16 +66,16 @@ def _untrained(plan: Plan, runs: Mapping[int, Measured]) -> Values:
 
 
 def _row(plan: Plan, entry: Entry, runs: Mapping[int, Measured]) -> Values:
-    asked = entry.row.asked
+    asked, flops = entry.row.asked, counted(entry.row.recipe).flops
     return {
         "name": entry.name,
         "recipe": asked.recipe,
         "overrides": list(asked.own),
         "changes": list(entry.row.changes),
         "copy": entry.copy,
-        "flops_a_pair": entry.flops,
+        "flops_a_pair": flops,
         "missing": dict(entry.missing),
-        "runs": {str(seed): _run(plan, run.curve, entry.flops, run.failed) for seed, run in runs.items()},
+        "runs": {str(seed): _run(plan, run.curve, flops, run.failed) for seed, run in runs.items()},
     }
 
 

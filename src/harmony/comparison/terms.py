@@ -110,14 +110,21 @@ def on_equal_terms(asked: Sequence[Asked], shared: Sequence[str]) -> list[Row]:
 def _check_own(row: Asked) -> None:
     for override in row.own:
         key = key_of(override)
+        _check_free(override)
         clash = next((common for common in (*COMMON, *TEXT) if _touch(key, common)), None)
         measured = _touch(key, "evaluation") and key != "evaluation.model"
         without_text = "".join(override.split()) == "model.text=null"
-        if key in _SET_HERE or (clash and not without_text) or measured:
+        if (clash and not without_text) or measured:
             raise UserError(
                 f"{override!r} cannot be of the row {row.name!r} alone, as all rows are compared on equal terms; give "
                 "it outside of the quotes, for all"
             )
+
+
+def _check_free(override: str) -> None:
+    reason = _SET_HERE.get(key_of(override))
+    if reason:
+        raise UserError(f"{override!r} cannot be set: {reason}; leave it out")
 
 
 def _touch(key: str, other: str) -> bool:
@@ -135,8 +142,7 @@ def _left_out(asked: Sequence[Asked], shared: Sequence[str]) -> list[dict[str, s
     found: list[dict[str, str]] = [{} for _ in asked]
     for override in shared:
         key = key_of(override)
-        if key in _SET_HERE:
-            raise UserError(f"{override!r} cannot be set: {_SET_HERE[key]}; leave it out")
+        _check_free(override)
         for row, own in zip(found, values, strict=True):
             if reason := _unconcerned(override, own):
                 row[override] = reason
