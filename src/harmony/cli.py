@@ -178,6 +178,54 @@ def evaluate(
 
 
 @app.command(rich_help_panel=_MEASURING)
+def compare(
+    rows: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE...]",
+            help='Recipes, each a name, a file, or within quotes with changes of its own ("harmony objectives.mae=null '
+            'name=no-mae"); and changes to all of them.',
+            show_default=False,
+        ),
+    ],
+    *,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="One run of every row for each.")] = "0,1,2",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...",
+            help="What is measured; knn, linear, zero_shot and retrieval if left out, where data and model allow.",
+            show_default=False,
+        ),
+    ] = None,
+    data_uri: Annotated[
+        str | None,
+        typer.Option("--data", metavar="URI", help="Data to measure on, if not data.val.", show_default=False),
+    ] = None,
+    train_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--train-data",
+            metavar="URI",
+            help="Labelled data to learn from, for knn, linear, ..., if not the training data.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New directory, or one to go on in.", show_default=False)],
+) -> None:
+    """Train recipes on the same data, model, batch and length, and measure them by the same tasks."""
+    from harmony import comparison
+
+    numbers = comparison.seeds_of(seeds)
+    named = None if tasks is None else [task.strip() for task in tasks.split(",")]
+    page = comparison.compare(rows, out, numbers, named, data_uri, train_uri)
+    if not _is_main():
+        return
+    sys.stdout.write((out / "compare.md").read_text(encoding="utf-8"))
+    Console(highlight=False, stderr=True).print(f"Done. The comparison: [bold]{page}[/]")
+
+
+@app.command(rich_help_panel=_MEASURING)
 def export(
     where: Annotated[
         str,

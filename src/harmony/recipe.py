@@ -114,7 +114,7 @@ class Recipe(BaseModel):
 
     def fingerprint(self) -> str:
         """A hash of the settings that may change the trained weights."""
-        text = json.dumps(_results(self), sort_keys=True)
+        text = json.dumps(results_of(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -164,14 +164,14 @@ def _checked(values: Values, below: Values) -> Recipe:
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """The dotted keys of settings that may change results and differ between two recipes."""
-    mine, other = dict(recipe_files.flat(_results(a))), dict(recipe_files.flat(_results(b)))
+    mine, other = dict(recipe_files.flat(results_of(a))), dict(recipe_files.flat(results_of(b)))
     return [key for key in dict.fromkeys([*mine, *other]) if mine.get(key, _ABSENT) != other.get(key, _ABSENT)]
 
 
 _ABSENT = object()
 
 
-def _results(recipe: Recipe) -> Values:
+def results_of(recipe: Recipe) -> Values:
     """The part of a recipe that may change the trained weights."""
     values = recipe.to_dict()
     for key in _NEUTRAL:

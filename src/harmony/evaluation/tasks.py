@@ -81,7 +81,7 @@ def run(
         encoder = load_encoder(where, model, place.device)
         setup = Setup(encoder, data, train, config, _work(folder, task))
         _tell_problems(setup)
-        return _measure(task, setup, folder)
+        return measure(task, setup, folder)
 
 
 def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
@@ -113,7 +113,7 @@ def evaluate_run(run_dir: Path | str, recipe: Recipe) -> Metrics:
     done: Metrics = {}
     for task in wanted:
         setup.work = _work(folder, task)
-        done[task] = _measure(task, setup, folder).metrics
+        done[task] = measure(task, setup, folder).metrics
     return done
 
 
@@ -127,7 +127,8 @@ def _work(folder: Path | None, task: str) -> Path | None:
     return None if folder is None else folder / "evaluation" / task
 
 
-def _measure(task: str, setup: Setup, out: Path | None) -> Outcome:
+def measure(task: str, setup: Setup, out: Path | None) -> Outcome:
+    """Measure one task, and write what it found into `out`; UserError where encoder or data do not fit it."""
     module = task_named(task)
     reason = module.missing(setup)
     if reason:

@@ -58,13 +58,18 @@ def read_trained(where: str, model: str = "teacher") -> Trained:
         raise unknown("model", model, MODELS)
     checkpoint = find_checkpoint(where)
     recipe = recipes.load(checkpoint / "recipe.yaml")
-    torch.manual_seed(recipe.train.seed)
-    towers = Towers(recipe.model, recipe.largest_view)
+    towers = drawn_towers(recipe)
     if model == "untrained":
         return Trained(f"{where} ({model})", towers, recipe)
     weights = checkpoints.read_model(checkpoint)
     load_part(towers, weights, model, str(checkpoint))
     return Trained(f"{where} ({model})", towers, recipe, _under("objectives.", weights))
+
+
+def drawn_towers(recipe: Recipe) -> Towers:
+    """The towers of a run as its seed draws them, before the first step and without `model.init`."""
+    torch.manual_seed(recipe.train.seed)
+    return Towers(recipe.model, recipe.largest_view)
 
 
 def find_checkpoint(where: str) -> Path:

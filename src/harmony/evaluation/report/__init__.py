@@ -114,13 +114,13 @@ def _count_lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else 0
 
 
-def document(title: str, head: Html, sections: Iterable[Section]) -> str:
-    """The whole page."""
+def document(title: str, head: Html, sections: Iterable[Section], by: str = "harmony report") -> str:
+    """The whole page; `by` is the command that wrote it."""
     every = list(sections)
     links = [tag("a", section.title, href=f"#{section.name}") for section in every]
     body = [
         tag("nav", tag("div", *links)),
-        tag("main", head, *(section.html() for section in every), tag("footer", "Written by harmony report.")),
+        tag("main", head, *(section.html() for section in every), tag("footer", f"Written by {by}.")),
         tag("script", Html(SCRIPT)),
     ]
     top = [

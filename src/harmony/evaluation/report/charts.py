@@ -19,11 +19,33 @@ LETTER = 5.6
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its name, its points, and which of the page's eight colours it has (1 to 8)."""
+    """One line of a chart.
+
+    Attributes:
+        name: what the legend calls it.
+        curve: its points.
+        colour: which of the page's eight colours it has (1 to 8).
+        single: pale lines of the same colour, of which this one is the mean.
+        dashed: tells it from another line of its colour.
+    """
 
     name: str
     curve: Curve
     colour: int = 1
+    single: tuple[Curve, ...] = ()
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Across:
+    """What runs from left to right: words before and after its numbers, and what a chart is drawn over."""
+
+    before: str = "step "
+    after: str = ""
+    over: str = "the steps of the run"
+
+
+STEPS = Across()
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,13 @@ class Mark:
 
 
 def chart(
-    title: str, says: str, lines: Sequence[Line], marks: Sequence[Mark] = (), smooth: bool = True, share: bool = False
+    title: str,
+    says: str,
+    lines: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    smooth: bool = True,
+    share: bool = False,
+    across: Across = STEPS,
 ) -> Html:
     """A figure with one chart: title, value at the end, the lines over the steps, and a sentence on it.
 
@@ -46,17 +74,21 @@ def chart(
         marks: horizontal lines to compare with.
         smooth: whether a running mean is drawn over the (then pale) points.
         share: whether the values are shares, shown as percentages.
+        across: what the curves run over, where that is not steps.
     """
     drawn = [(line, thinned(line.curve), thinned(smoothed(line.curve)) if smooth else None) for line in lines]
+    single = [(line, thinned(curve)) for line in lines for curve in line.single]
     values = [value for _, raw, mean in drawn for value in (*raw.values, *(mean.values if mean else ()))]
+    values += [value for _, curve in single for value in curve.values]
     scale = Scale.around(values, [mark.value for mark in marks], share)
     first, last = min(line.curve.steps[0] for line in lines), max(line.curve.steps[-1] for line in lines)
     plot, curves = Plot(scale, first, last), [curve for _, raw, mean in drawn for curve in (raw, mean) if curve]
     body = joined(
         [
-            *plot.grid(share),
-            *(plot.path(raw, line.colour, "raw" if mean else "line") for line, raw, mean in drawn),
-            *(plot.path(mean, line.colour, "line") for line, _, mean in drawn if mean),
+            *plot.grid(share, across),
+            *(plot.path(curve, line.colour, "raw") for line, curve in single),
+            *(plot.path(raw, line.colour, "raw" if mean else _stroke(line)) for line, raw, mean in drawn),
+            *(plot.path(mean, line.colour, _stroke(line)) for line, _, mean in drawn if mean),
             *(plot.mark(mark, curves) for mark in marks if scale.low <= mark.value <= scale.high),
         ]
     )
@@ -65,25 +97,34 @@ def chart(
         body,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
-        aria_label=f"{title} over the steps of the run",
-        data_chart=_hover(plot, [(line, mean or raw) for line, raw, mean in drawn], share),
+        aria_label=f"{title} over {across.over}",
+        data_chart=_hover(plot, [(line, mean or raw) for line, raw, mean in drawn], share, across),
     )
     beside, legend = Html(""), Html("")
     if len(lines) == 1:
         tail = lines[0].curve.tail
         beside = tag("span", percent(tail) if share else number(tail), class_="now")
     else:
-        keys = (tag("span", tag("i", class_=f"c{line.colour}"), line.name, class_="key") for line in lines)
+        keys = (
+            tag("span", tag("i", class_=f"c{line.colour}{' dashed' * line.dashed}"), line.name, class_="key")
+            for line in lines
+        )
         legend = tag("div", *keys, class_="legend")
     head = tag("div", tag("h3", title), beside, class_="head")
-    return tag("figure", head, image, legend, tag("figcaption", says), class_="chart")
+    return tag("figure", head, image, legend, tag("figcaption", says) if says else "", class_="chart")
 
 
-def _hover(plot: "Plot", lines: Sequence[tuple[Line, Curve]], share: bool) -> str:
+def _stroke(line: Line) -> str:
+    return "line dashed" if line.dashed else "line"
+
+
+def _hover(plot: "Plot", lines: Sequence[tuple[Line, Curve]], share: bool, across: Across) -> str:
     """What the page's script needs to read values off the chart."""
     return json.dumps(
         {
             "share": share,
+            "before": across.before,
+            "after": across.after,
             "top": TOP,
             "bottom": HEIGHT - BOTTOM,
             "lines": [
@@ -91,7 +132,7 @@ def _hover(plot: "Plot", lines: Sequence[tuple[Line, Curve]], share: bool) -> st
                     "name": line.name,
                     "colour": line.colour,
                     "points": [
-                        [round(step, 1), float(f"{value:.5g}"), round(plot.x(step), 1), round(plot.y(value), 1)]
+                        [round(step, 3), float(f"{value:.5g}"), round(plot.x(step), 1), round(plot.y(value), 1)]
                         for step, value in zip(curve.steps, curve.values, strict=True)
                     ],
                 }
@@ -155,14 +196,14 @@ class Plot:
         share = (value - self.scale.low) / (self.scale.high - self.scale.low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
-    def grid(self, share: bool) -> list[Html]:
+    def grid(self, share: bool, across: Across) -> list[Html]:
         parts = []
         for tick in self.scale.ticks():
             y = f"{self.y(tick):.1f}"
             parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
             parts.append(tag("text", _tick(tick, self.scale, share), x=LEFT - 6, y=y, dy="0.32em", class_="left"))
         for step, place in ((self.first, "start"), (self.last, "end")):
-            label = f"step {number(step)}" if place == "start" else number(step)
+            label = f"{across.before}{number(step)}" if place == "start" else f"{number(step)}{across.after}"
             parts.append(tag("text", label, x=f"{self.x(step):.1f}", y=HEIGHT - 7, class_=place))
         return parts
 

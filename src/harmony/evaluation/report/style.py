@@ -94,6 +94,7 @@ td, th { white-space: nowrap; }
 td:first-child, td.words { white-space: normal; overflow-wrap: break-word; min-width: 100px; }
 th.words, td.words { text-align: left; padding-left: 24px; }
 td small { margin-left: 8px; }
+td .wrap { white-space: normal; overflow-wrap: anywhere; }
 td .uri { margin: 0; }
 td a { color: var(--accent); text-decoration: none; }
 td a:hover { text-decoration: underline; }
@@ -108,6 +109,7 @@ pre {
   font: 13px/1.55 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
 }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(256px, 1fr)); gap: 14px; }
+.charts.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 figure { margin: 0; }
 .chart {
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 13px 14px 12px 16px;
@@ -123,6 +125,7 @@ figure { margin: 0; }
   display: inline-block; width: 11px; height: 3px; border-radius: 2px; margin-right: 5px; vertical-align: middle;
   background: currentColor;
 }
+.key .dashed { background: repeating-linear-gradient(90deg, currentColor 0 4px, transparent 4px 6px); }
 figcaption { color: var(--soft); font-size: 13px; line-height: 1.45; margin-top: 6px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--faint); font-size: 10.5px; font-variant-numeric: tabular-nums; }
@@ -132,6 +135,7 @@ svg .marked { paint-order: stroke; stroke: var(--card); stroke-width: 3px; strok
 .mark { stroke: var(--faint); stroke-width: 1; stroke-dasharray: 4 4; }
 .line, .raw { fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap: round; }
 .line { stroke-width: 2; }
+.line.dashed { stroke-dasharray: 5 3; }
 .raw { stroke-width: 1; opacity: .3; }
 .dot { fill: currentColor; }
 .cursor { stroke: var(--faint); stroke-width: 1; }
@@ -225,7 +229,7 @@ const drawn = (name, values) => {
   return made;
 };
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
-  const { lines, share, top, bottom } = JSON.parse(svg.dataset.chart);
+  const { lines, share, before, after, top, bottom } = JSON.parse(svg.dataset.chart);
   const figure = svg.parentElement;
   let shown = [];
   const clear = () => { for (const part of shown) part.remove(); shown = []; };
@@ -241,13 +245,15 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       shown.push(drawn("circle", { cx: point[2], cy: point[3], r: 3.5, class: "dot c" + line.colour }));
     }
     svg.append(...shown);
+    const at = (point) => before + round(after ? point : Math.round(point), false) + after;
+    const together = found.every(([, point]) => point[2] === x);
     const cells = found.flatMap(([line, point]) => [
       node("i", { className: "c" + line.colour }, []),
-      node("span", {}, [line.name]),
+      node("span", {}, [together ? line.name : line.name + ", " + at(point[0])]),
       node("b", {}, [round(point[1], share)]),
     ]);
-    const when = node("em", {}, ["step " + round(Math.round(step), false)]);
-    const tip = node("div", { className: "tip" }, [when, ...cells]);
+    const when = together ? [node("em", {}, [at(step)])] : [];
+    const tip = node("div", { className: "tip" }, [...when, ...cells]);
     figure.append(tip);
     shown.push(tip);
     const left = event.clientX - outer.left - tip.offsetWidth / 2;

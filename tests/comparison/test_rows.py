@@ -1,0 +1,127 @@
+"""Reading the rows of a comparison, and putting their recipes on equal terms."""
+
+import pytest
+from comparisons import IMAGES, SHARED
+
+from harmony.comparison.rows import read
+from harmony.comparison.terms import COMMON, on_equal_terms
+from harmony.errors import UserError
+from harmony.recipe_files import flat
+
+
+def equal(*arguments: str):
+    return on_equal_terms(*read(arguments))
+
+
+def test_rows_and_overrides_are_told_apart(tmp_path):
+    path = tmp_path / "lr=3" / "my recipe.yaml"
+    path.parent.mkdir()
+    path.write_text("extends: clip-small\n")
+    rows, shared = read([str(path), "train.steps = 3", 'clip-small optim.lr=1e-3 "views.global={size: 32}"', "a=b c"])
+    assert shared == ["train.steps = 3", "a=b c"]
+    assert [row.recipe for row in rows] == [str(path), "clip-small"]
+    assert rows[0].name == "my recipe"
+    assert rows[1].own == ("optim.lr=1e-3", "views.global={size: 32}")
+    assert rows[1].name == "clip-small optim.lr=1e-3 views.global={size: 32}"
+    assert "/" not in rows[1].folder
+    assert read(["clip-small", "clip-small name=other optim.lr=1"])[0][1].name == "other"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "two recipes or more, and there is none"),
+        (["clip-small", "train.steps=3"], "there is only 'clip-small'"),
+        (["clip-small", "clip-small"], "two rows are called 'clip-small'"),
+        (["clip-small", "quickstart name=Clip-Small"], "two rows are called 'Clip-Small'"),
+        (["clip-small", "quickstart name=untrained"], "the model before training"),
+        (["clip-small", "quickstrat"], "did you mean 'quickstart'?"),
+        (["clip-small", "quickstart a=1 b"], "'b' in the row"),
+        (["clip-small", "quickstart a='1"], "put quotes in pairs"),
+    ],
+)
+def test_rows_that_cannot_be_read(arguments, told):
+    with pytest.raises(UserError) as error:
+        read(arguments)
+    assert told in str(error.value)
+
+
+def test_what_is_common_is_the_first_rows_and_the_rest_stays():
+    first, second = equal("quickstart", "clip-small", "train.steps=50", "evaluation.knn.temperature=0.1")
+    values = [dict(flat(row.recipe.to_dict())) for row in (first, second)]
+    for key in COMMON:
+        assert values[0].get(key) == values[1].get(key), key
+    assert second.recipe.data.batch_size == 64
+    assert second.recipe.train.steps == 50
+    assert second.recipe.model.text == first.recipe.model.text  # clip-small has quick_gelu
+    assert second.changes == ("model.text.activation quick_gelu → gelu",)
+    assert first.changes == ()
+    assert second.recipe.evaluation.knn.temperature == 0.1
+    assert set(second.recipe.objectives) == {"clip"}
+    assert second.recipe.optim.clip_norm == 3.0
+
+
+def test_data_and_model_of_the_first_row_are_laid_over_a_recipe_that_leaves_them_open():
+    small, large = equal("clip-small", "clip views.global.size=40 optim.warmup=10%")
+    assert large.recipe.data == small.recipe.data
+    assert large.recipe.model == small.recipe.model
+    assert large.recipe.train.epochs == small.recipe.train.epochs
+    assert large.recipe.optim.weight_decay.start == 0.5
+    assert any(change.startswith("data.train '???' → 'scenes:train") for change in large.changes)
+    with pytest.raises(UserError, match=r"the row 'clip': .* add data\.train="):
+        equal("clip", "clip-small")
+
+
+def test_a_recipe_without_texts_stays_without_wherever_it_stands():
+    for rows in ((IMAGES, "clip-small"), ("clip-small", IMAGES)):
+        by_name = {row.name: row for row in equal(*rows, *SHARED)}
+        assert by_name["images"].recipe.model.text is None
+        assert by_name["clip-small"].recipe.model.text.width == 16
+        left = [change for change in by_name["images"].changes if "left out" in change]
+        assert len(left) == 1
+        assert left[0].startswith("model.text={width: 16")
+        assert left[0].endswith("it has no text tower")
+
+
+def test_an_override_of_an_objective_concerns_the_rows_that_have_it():
+    clip, harmony = equal("clip-small", "quickstart", "objectives.mae.weight=0.25", "views.local.size=16")
+    assert harmony.recipe.objectives["mae"].weight.start == 0.25
+    assert set(clip.recipe.objectives) == {"clip"}
+    assert set(clip.recipe.views) == {"global"}
+    assert clip.changes == (
+        "objectives.mae.weight=0.25 left out: it has no objective 'mae'",
+        "views.local.size=16 left out: it has no view 'local'",
+    )
+    with pytest.raises(UserError, match="unknown objective 'mea'; did you mean 'mae'"):
+        equal("clip-small", "quickstart", "objectives.mea.weight=0.25")
+    with pytest.raises(UserError, match="none has a text tower"):
+        equal(IMAGES, f"{IMAGES} name=other", "model.text.width=32")
+
+
+@pytest.mark.parametrize(
+    "own",
+    ["train.steps=3", "data.batch_size=8", "data={batch_size: 8}", "model.image.depth=2", "model.image=vit_tiny",
+     "model.text.width=8", "evaluation.knn.temperature=0.1"],
+)  # fmt: skip
+def test_what_is_common_cannot_be_changed_for_one_row(own):
+    with pytest.raises(UserError, match=r"cannot be of the row .* alone"):
+        equal("clip-small", f"quickstart '{own}'")
+
+
+@pytest.mark.parametrize("shared", ["train.seed=3", "train.keep=1"])
+def test_what_a_comparison_sets_itself_cannot_be_given(shared):
+    for rows in (("quickstart", shared), (f"quickstart {shared}",)):
+        with pytest.raises(UserError, match="cannot be set"):
+            equal("clip-small", *rows)
+
+
+def test_images_must_be_equally_large():
+    with pytest.raises(
+        UserError, match=r"'quickstart' have 48 px and those of 'clip-small' 40 px; .*views.global.size=40"
+    ):
+        equal("clip-small", "quickstart views.global.size=48 name=quickstart")
+
+
+def test_errors_name_the_row():
+    with pytest.raises(UserError, match=r"the row 'quickstart': optim.warmup \(9 steps\) is longer"):
+        equal("clip-small", "quickstart optim.warmup='9 steps' name=quickstart", "train.steps=4")
