@@ -30,12 +30,15 @@ def count(name: str) -> Values:
 
 
 def needs(learner: Learner) -> list[str]:
-    """What a step of the learner reads: images or captions with them, and models that are not trained."""
+    """What a step of the learner reads: images or captions with them, labels, and models that are not trained."""
     plan = learner.plan
     passes = [plan.teacher, *(group.student for group in plan.groups)]
     reads = any(one.texts for one in passes) or any(isinstance(mask, WordSampler) for mask in learner.masks().values())
     models = {one.model for one in passes} - {"student", "teacher"}
-    return ["captions" if reads else "images", *(["frozen model"] if models else [])]
+    active = [learner.objectives[name] for group in plan.groups for name in group.objectives]
+    labels = any(getattr(objective, "needs_labels", False) for objective in active)
+    more = {"labels": labels, "frozen model": bool(models)}
+    return ["captions" if reads else "images", *(name for name, needed in more.items() if needed)]
 
 
 @cache
