@@ -23,8 +23,8 @@ SHARED = (
     "views.local={count: 2, size: 16}",
     "objectives.dino.head={prototypes: 24, hidden: 16, bottleneck: 8}",
     "optim.warmup=1 step",
-    "train={steps: 4, checkpoint_every: 2 steps, log_every: 1 step, precision: fp32}",
-    "evaluation={workers: 0, batch_size: 16, linear: {layers: 1, pooling: cls, regularisation: 1.0}}",
+    "train={steps: 4, checkpoint_every: 2 steps, log_every: 4 steps, precision: fp32}",
+    "evaluation={workers: 0, linear: {layers: 1, pooling: cls, regularisation: 1.0}}",
 )
 
 
