@@ -290,7 +290,7 @@ def test_each_quirk_of_the_published_recipe_is_one_named_setting() -> None:
         ("objectives.mae.decoder.widht=3", "did you mean 'objectives.mae.decoder.width'?"),
         ("views.global.photometric={jiter: 1}", "did you mean 'views.global.photometric.jitter'?"),
         ("objectives.mea.weight=1", "unknown objective 'mea'; did you mean 'mae'?"),
-        ("objectives.clip.type=nothing", "unknown type of objective 'nothing'; known: clip, dino"),
+        ("objectives.clip.type=nothing", "unknown type of objective 'nothing'; known: clip, d"),
         (
             "objectives.mae.view=globl",
             "objectives.mae.view is 'globl', but no view has this name; did you mean 'global'?",
