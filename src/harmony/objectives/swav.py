@@ -26,7 +26,10 @@ from harmony.schedules import At, Duration, DurationField, Positive, Schedule
 
 
 class Swav(Objective):
-    """Swapped prediction of cluster assignments (equations 1 and 2), with small crops that only predict."""
+    """Swapped prediction of cluster assignments (equations 1 and 2), with small crops that only predict.
+
+    Pairs of crops are averaged, as in the published code; the paper adds them up.
+    """
 
     class Config(ObjectiveConfig):
         """Settings of the prediction and of its targets."""

@@ -58,6 +58,7 @@ class Vicreg(Objective):
         embeddings = [full_precision(self.head(seen)) for seen in encoded.image(self.student).cls]
         with torch.autocast(embeddings[0].device.type, enabled=False):
             first, second = (ranks.gather(embedding) for embedding in embeddings)  # (G, E)
+            # Averaged over variables too, as the paper's algorithm and code have it; equation 5 adds them up.
             invariance = (first - second).square().mean()
             variance = missing_spread(first) + missing_spread(second)
             covariance = correlation(first) + correlation(second)
