@@ -98,7 +98,7 @@ def test_recipes_are_listed_with_what_they_need(capsys: pytest.CaptureFixture[st
     lines = listed.splitlines()
     assert max(map(len, lines)) <= 100
     for name in recipe_files.names():
-        assert sum(line.split()[:1] == [name] for line in lines) == 1, name
+        assert sum(line.split()[:1] == [name] and line.index(name) in (0, 2) for line in lines) == 1, name
     [clip] = [line for line in lines if line.startswith("clip ")]
     assert clip.split()[-3:] == ["captions", "1.00x", "2103.00020"]
 

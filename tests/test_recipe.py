@@ -432,3 +432,10 @@ def test_unknown_recipes(name: str, told: str) -> None:
 def test_a_run_directory_stands_for_its_recipe(tmp_path: Path) -> None:
     load("quickstart", ["train.seed=5"]).save(tmp_path / "recipe.yaml")
     assert recipes.load(tmp_path).train.seed == 5
+
+
+def test_a_length_in_epochs_takes_the_place_of_the_recipes_steps():
+    assert load("quickstart", ["train.epochs=3"]).train.steps is None
+    assert load("quickstart", ["train.epochs=3", "train.steps=7"]).train.steps == 7
+    with pytest.raises(UserError, match="longer than the run"):
+        load("quickstart", ["train.epochs=1", "optim.warmup=5 epochs"])

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MOST_LISTED = 100
-"""Names that are listed when none is near; timm alone has more than a thousand."""
+MOST_LISTED = 40
+"""Names that are listed when none is near; where there are more, the first few are, as examples."""
 
 
 class UserError(Exception):
@@ -23,6 +23,7 @@ def unknown(kind: str, name: str, known: Iterable[str], within: str = "") -> Use
     names = sorted(known)
     lower = {known_name.lower(): known_name for known_name in names}
     near = [lower[match] for match in get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(names[:MOST_LISTED]) or 'none'}{more}"
+    shown = names if len(names) <= MOST_LISTED else names[:5]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    hint = f"did you mean {within + near[0]!r}?" if near else f"known: {', '.join(shown) or 'none'}{more}"
     return UserError(f"unknown {kind} {within + name!r}; {hint}")

@@ -210,7 +210,14 @@ def is_schedule(value: Any) -> bool:
 
 
 def with_overrides(values: Values, overrides: Iterable[str]) -> Values:
-    """The values with each `dotted.key=value` laid over them in turn; the value is read as YAML."""
+    """The values with each `dotted.key=value` laid over them in turn; the value is read as YAML.
+
+    A length in epochs takes the place of one in steps that the recipe has, as whoever gives it means it.
+    """
+    overrides = list(overrides)
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    if "train.epochs" in keys and "train.steps" not in keys:
+        values = merged(values, {"train": {"steps": None}})
     for override in overrides:
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")

@@ -46,14 +46,16 @@ def test_rows_that_cannot_be_read(arguments, told):
     assert told in str(error.value)
 
 
-def test_what_is_common_is_the_first_rows_and_the_rest_stays():
-    first, second = equal("quickstart", "clip-small", "train.steps=50", "evaluation.knn.temperature=0.1")
+def test_what_is_common_is_the_first_rows_and_the_rest_stays(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: clip-small\nmodel: {text: {activation: quick_gelu}}\n")
+    first, second = equal("quickstart", str(own), "train.steps=50", "evaluation.knn.temperature=0.1")
     values = [dict(flat(row.recipe.to_dict())) for row in (first, second)]
     for key in COMMON:
         assert values[0].get(key) == values[1].get(key), key
     assert second.recipe.data.batch_size == 64
     assert second.recipe.train.steps == 50
-    assert second.recipe.model.text == first.recipe.model.text  # clip-small has quick_gelu
+    assert second.recipe.model.text == first.recipe.model.text
     assert second.changes == ("model.text.activation quick_gelu → gelu",)
     assert first.changes == ()
     assert second.recipe.evaluation.knn.temperature == 0.1

@@ -188,7 +188,7 @@ def test_several_tables_follow_each_other(folder: Path, form: str) -> None:
         ("x.csv", b"image,caption\nimages/0.png,caf\xe9\n", "cannot be read as csv in UTF-8"),
         ("x.csv", b"im\xe9ge,caption\n", "cannot be read as csv in UTF-8"),
         ("x.jsonl", b"", "has no columns"),
-        ("x.jsonl", b"not json\n", "has no columns"),
+        ("x.jsonl", b"not json\n", "has no line that is a JSON object"),
         ("x.parquet", b"PAR1 but not really", "cannot be read as parquet"),
     ],
 )

@@ -229,3 +229,12 @@ def test_a_report_needs_a_run(tmp_path):
     with pytest.raises(UserError, match=r"neither a run .* nor results"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_told_in_one_sentence(copied):
+    weights = max(copied.folder.glob("checkpoints/*")) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        report_of(copied)

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -53,9 +54,9 @@ def test_retrieval_is_what_is_found_by_hand(run):
 def test_results_are_written_beside_those_of_other_tasks(run, tmp_path):
     asked = {"data_uri": "scenes:val?count=20", "settings": {"workers": 0}, "out": tmp_path}
     first = tasks.run(str(run.folder), "retrieval", **asked)
-    second = tasks.run(str(run.checkpoint), "zero_shot", model="student", **asked)
+    second = tasks.run(str(run.folder), "zero_shot", **asked)
     assert read_metrics(tmp_path) == {"retrieval": first.metrics, "zero_shot": second.metrics}
-    assert (read_details(tmp_path, "zero_shot") or {})["model"].endswith("(student)")
+    assert (read_details(tmp_path, "zero_shot") or {})["model"].endswith("(teacher)")
     assert (read_details(tmp_path, "retrieval") or {})["data"] == "scenes:val?count=20"
     assert sum(one["images"] for one in (read_details(tmp_path, "zero_shot") or {})["classes"]) == 20
 
@@ -201,3 +202,38 @@ def test_retrieval_without_captions_fails_before_any_image_is_encoded(run, tmp_p
     monkeypatch.setattr("harmony.evaluation.features.Features.images", encode)
     with pytest.raises(UserError, match="has a caption; retrieval needs image-caption pairs"):
         evaluation.run(str(run.folder), "retrieval", f"folder:{tmp_path}", settings={"workers": 0})
+
+
+def test_a_folder_holds_the_results_of_one_model(run, tmp_path):
+    out = tmp_path / "out"
+    tasks.run(str(run.folder), "zero_shot", "scenes:val?count=8", out=out)
+    before = (out / "metrics.json").read_text()
+    with pytest.raises(
+        UserError, match=r"holds results of .*\(teacher\); choose another --out for those of .*untrained"
+    ):
+        tasks.run(str(run.folder), "retrieval", "scenes:val?count=8", model="untrained", out=out)
+    assert (out / "metrics.json").read_text() == before
+    tasks.run(os.path.relpath(run.folder), "retrieval", "scenes:val?count=8", out=out)  # the same one, named otherwise
+
+
+def test_scenes_of_one_split_are_not_measured_on_themselves(run):
+    with pytest.raises(UserError, match="measured on what it learned from"):
+        tasks.run(str(run.folder), "knn", "scenes:train?count=8", "scenes:train?count=40&size=32")
+
+
+def test_copies_of_training_images_are_counted_and_told(run, tmp_path, capsys):
+    for name, places in (("train", range(12)), ("test", range(8, 14))):
+        for place in places:
+            example = open_source("scenes:val?count=14&size=32")[place]
+            folder = tmp_path / name / f"class{place % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            example.image.save(folder / f"{place}.png")
+    for task, settings in (("knn", {"ks": [1], "k": 1}), ("linear", {})):
+        tasks.run(str(run.folder), task, f"folder:{tmp_path}/test", f"folder:{tmp_path}/train", settings=settings)
+        assert "4 of the 6 images" in capsys.readouterr().err
+
+
+def test_fewer_images_than_neighbours_are_refused_before_they_are_encoded(run, tmp_path):
+    with pytest.raises(UserError, match=r"knn wants 10 neighbours or more, and .* has 6 labelled images"):
+        tasks.run(str(run.folder), "knn", "scenes:val?count=8", "scenes:train?count=6", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

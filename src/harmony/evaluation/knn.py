@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harmony import ranks
+from harmony.data.sources import Source
 from harmony.errors import UserError
 from harmony.evaluation.classification import accuracy, class_details, ranks_of, taken_for
 from harmony.evaluation.labelled import Labelled, counts, labelled_pair, missing_pair
@@ -34,7 +35,10 @@ float32, and enough to give ties an order."""
 
 def missing(setup: Setup) -> str | None:
     """Why neighbours cannot vote on this data; None when they can."""
-    return missing_pair(setup, "knn")
+    reason = missing_pair(setup, "knn")
+    if reason is None and setup.train is not None and len(setup.train) < min(setup.config.knn.ks):
+        return _too_few(setup.config.knn, len(setup.train), setup.train)
+    return reason
 
 
 def card(setup: Setup) -> Card:
@@ -87,14 +91,17 @@ def _ks_that_fit(config: KnnConfig, images: int, setup: Setup) -> list[int]:
     ks = [k for k in config.ks if k <= images]
     assert setup.train is not None
     if not ks:
-        raise UserError(
-            f"knn wants {min(config.ks)} neighbours or more, and {setup.train.uri} has {images} labelled images; "
-            "lower ks (and k)"
-        )
+        raise UserError(_too_few(config, images, setup.train))
     if len(ks) < len(config.ks) and ranks.is_main():
         left_out = ", ".join(str(k) for k in config.ks if k > images)
         say(f"{setup.train.uri} has only {images} labelled images; left out: k = {left_out}")
     return ks
+
+
+def _too_few(config: KnnConfig, images: int, train: Source) -> str:
+    return (
+        f"knn wants {min(config.ks)} neighbours or more, and {train.uri} has {images} labelled images; lower ks (and k)"
+    )
 
 
 def _blocks(train: Labelled, config: KnnConfig) -> Iterable[tuple[Tensor, Tensor]]:

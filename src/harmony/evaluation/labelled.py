@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harmony import ranks
 from harmony.data.sources import Source
 from harmony.errors import UserError
 from harmony.evaluation.classification import require_named
 from harmony.evaluation.features import ImageFeatures
+from harmony.evaluation.progress import say
 from harmony.evaluation.store import Shard
 from harmony.evaluation.task import Setup, measured_on_itself
 
@@ -112,8 +114,33 @@ def labelled_pair(setup: Setup) -> tuple[Labelled, Labelled, list[str]]:
     train, data = labelled(setup, setup.train), labelled(setup, setup.data)
     if len(train.labels.unique()) < 2:
         raise UserError(f"all labelled images of {setup.train.uri} are of one class; learning needs two or more")
+    _tell_seen(train, data, setup)
     classes = 1 + max(int(train.labels.max()), int(data.labels.max()))
     return train, data, list(setup.data.class_names or map(str, range(classes)))
+
+
+def _tell_seen(train: Labelled, data: Labelled, setup: Setup) -> None:
+    """Say how many images look to the encoder exactly like one that is learned from: copies, in all likelihood."""
+    seen = also_in_training(train, data)
+    if seen and ranks.is_main():
+        assert setup.train is not None
+        say(
+            f"{seen:,} of the {len(data):,} images of {setup.data.uri} have the very features of an image of "
+            f"{setup.train.uri}: where these are the same images, the numbers flatter"
+        )
+
+
+def also_in_training(train: Labelled, data: Labelled) -> int:
+    """How many of the images have the features, to a thousandth, of one that is learned from."""
+    known = torch.cat([_hashed(block) for block, _ in train.blocks("embedding", 16_384)])
+    own = torch.cat([_hashed(block) for block, _ in data.blocks("embedding", 16_384)])
+    return int(torch.isin(own, known).sum())
+
+
+def _hashed(features: Tensor) -> Tensor:
+    """(b, W) -> (b,) int64, equal where rounded rows are: last bits change with the batch an image was in."""
+    odd = torch.arange(features.shape[1]) * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E01
+    return ((features * 1000).round().long() * odd).sum(1)
 
 
 def counts(train: Labelled, data: Labelled) -> dict[str, int]:

@@ -45,7 +45,8 @@ class Card:
 
 def measured_on_itself(train: Source, data: Source, task: str) -> str | None:
     """Why a task must not learn from `train` and be measured on `data`, if they are the same; None when they differ."""
-    if train.class_names == data.class_names and train.stamp() == data.stamp() and len(train) == len(data):
+    same = train.class_names == data.class_names and train.stamp() == data.stamp() and len(train) == len(data)
+    if same or train.shares_examples(data):
         return f"{task} would be measured on what it learned from, {data.uri}; name other --train-data"
     return None
 

@@ -15,7 +15,7 @@ from harmony.errors import UserError, unknown
 from harmony.evaluation.encoders import load_encoder
 from harmony.evaluation.fitting import forget
 from harmony.evaluation.progress import say
-from harmony.evaluation.results import Metrics, Outcome, write_details, write_metrics
+from harmony.evaluation.results import Metrics, Outcome, read_details, write_details, write_metrics
 from harmony.evaluation.settings import TASKS, EvaluationConfig
 from harmony.evaluation.task import Card, Setup
 from harmony.recipe import Recipe
@@ -79,6 +79,8 @@ def run(
         data = open_source(data_uri)
         train = None if train_uri is None else open_source(train_uri)
         encoder = load_encoder(where, model, place.device)
+        if folder is not None:
+            _check_one_model(folder, encoder.name)
         setup = Setup(encoder, data, train, config, _work(folder, task))
         _tell_problems(setup)
         return measure(task, setup, folder)
@@ -169,6 +171,20 @@ def _check_folder(out: Path) -> None:
         if is_full(error):
             raise
         raise UserError(f"nothing can be written to {path} ({error.strerror}); choose another --out") from None
+
+
+def _check_one_model(folder: Path, name: str) -> None:
+    """A folder holds the results of one model, or its table would set numbers of several side by side unsaid."""
+    for path in sorted((folder / "evaluation").glob("*.json")):
+        other = (read_details(folder, path.stem) or {}).get("model", name)
+        if _known_as(other) != _known_as(name):
+            raise UserError(f"{folder} holds results of {other}; choose another --out for those of {name}")
+
+
+def _known_as(name: str) -> tuple[str, str]:
+    """The model's place, however it was written, and which copy it is: "runs/a (teacher)" and so on."""
+    place, _, copy = name.partition(" (")
+    return (str(Path(place).resolve()) if Path(place).exists() else place), copy
 
 
 def config_for(task: str, settings: Mapping[str, Any]) -> EvaluationConfig:

@@ -199,6 +199,16 @@ def read_model(checkpoint: Path) -> dict[str, Tensor]:
         raise _broken(path, error) from error
 
 
+def shapes_of_model(checkpoint: Path) -> dict[str, list[int]]:
+    """The shapes of the learner's state dict by name, from the file's header alone."""
+    path = checkpoint / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _broken(path, error) from error
+
+
 def read_training(checkpoint: Path) -> dict[str, Any]:
     """The state of the optimiser and the loss scaler, on the CPU."""
     path = checkpoint / "training.pt"

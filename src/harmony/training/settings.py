@@ -69,7 +69,12 @@ class TeacherConfig(_Settings):
 class TrainConfig(_Settings):
     """How long, in which precision, and what is kept of the run."""
 
-    epochs: float = Field(25, gt=0, le=1e6, description="passes over the data; `steps` overrides it")
+    epochs: float = Field(
+        25,
+        gt=0,
+        le=1e6,
+        description="passes over the data; `steps` goes first, unless the override is of epochs",
+    )
     steps: int | None = Field(None, ge=1, description="optimiser steps of the whole run, in place of epochs")
     seed: int = Field(0, ge=0, lt=2**62, description="seed of the weights and of every random stream")
     precision: Literal["bf16", "fp16", "fp32"] = Field(

@@ -147,6 +147,10 @@ class Source(ABC):
         """
         return self.fingerprint()
 
+    def shares_examples(self, other: "Source") -> bool:
+        """Whether some examples are known to be those of another source, without reading them."""
+        return False
+
     def has_captions(self) -> bool:
         """Whether some example has a caption where this source looks for captions."""
         return False

@@ -19,6 +19,7 @@ from harmony.data.sources.flat import Strings
 from harmony.data.sources.flickr_files import Captioned, read_captions
 from harmony.data.sources.named_files import beside, open_files
 from harmony.data.sources.noted import Noted
+from harmony.data.sources.places import nothing_there
 from harmony.errors import UserError
 from harmony.validation import validated
 
@@ -59,7 +60,7 @@ class FlickrSource(Source):
         self.settings = validated(FlickrSettings, query, "flickr")
         self._path = Path(place).expanduser()
         if not place or not self._path.is_file():
-            raise UserError(f"{uri} names no file: {place or 'no path'} is not there; correct the path")
+            raise nothing_there(uri, "file", place)
         noted = Noted()
         listed = self._wanted(read_captions(self._path, noted), noted)
         self._files = open_files(self._images_place(), uri)

@@ -15,6 +15,7 @@ import numpy as np
 
 from harmony.data.sources.base import BadExample, Example, Source, SourceOptions, spread, stamp_of, words_of
 from harmony.data.sources.flat import Strings
+from harmony.data.sources.places import nothing_there
 from harmony.data.sources.shards import IMAGE_ENDINGS
 from harmony.errors import UserError
 
@@ -43,7 +44,7 @@ class FolderSource(Source):
         if place and self._folder.is_file():
             raise UserError(f"{self.uri} names a file, not a folder; name the folder it is in")
         if not place or not self._folder.is_dir():
-            raise UserError(f"{self.uri} names no folder: {place or 'no path'} is not there; correct the path")
+            raise nothing_there(self.uri, "folder", place)
         self._problems: list[str] = []
         self._index()
         if not len(self):

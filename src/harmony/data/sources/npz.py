@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harmony.data.sources.base import Example, Source, stamp_of, unknown_split
 from harmony.data.sources.classes import find_classes
+from harmony.data.sources.places import nothing_there
 from harmony.errors import UserError
 from harmony.validation import validated
 
@@ -52,7 +53,7 @@ class NpzSource(Source):
         self.uri = uri
         self._path = Path(place).expanduser()
         if not place or not self._path.is_file():
-            raise UserError(f"{uri} names no file: {place or 'no path'} is not there; correct the path")
+            raise nothing_there(uri, "file", place)
         self._split = validated(NpzSettings, query, "npz").split
         self._read()
 

@@ -9,6 +9,13 @@ from harmony.errors import UserError
 _RANGE = re.compile(r"^(-?\d+)\.\.(-?\d+)$")
 
 
+def nothing_there(uri: str, what: str, place: str) -> UserError:
+    """The error for a place that is not there, or that was not given."""
+    if not place:
+        return UserError(f"{uri} names no {what}: nothing stands behind the colon; add the path")
+    return UserError(f"{uri} names no {what}: {place} is not there; correct the path")
+
+
 def expand_braces(pattern: str) -> list[str]:
     """`a{0..2}` to a0, a1, a2 (leading zeros kept, `{000..010}`), `{a,b}c` to ac, bc; nested too."""
     for start, letter in enumerate(pattern):
@@ -86,7 +93,7 @@ def find_files(pattern: str, uri: str, what: str, suffix: str) -> list[Path]:
             f"{uri} names a folder without *{suffix} files; for a folder of image files write folder:{pattern}"
         )
     if not pattern or not found:
-        raise UserError(f"{uri} names no {what}: {pattern or 'no path'} is not there; correct the path")
+        raise nothing_there(uri, what, pattern)
     if missing:
         names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(f"{len(missing)} of {len(patterns)} {what} of {uri} are missing: {names}; correct the range")

@@ -115,6 +115,12 @@ class ScenesSource(Source):
         settings = self.settings
         return f"scenes-{VERSION}-{settings.split}-{len(self)}-{settings.size}-{settings.seed}"
 
+    def shares_examples(self, other: Source) -> bool:
+        """As it is where the split and the seed are the same, whatever the number and the size of the scenes."""
+        if not isinstance(other, ScenesSource):
+            return False
+        return (self.settings.split, self.settings.seed) == (other.settings.split, other.settings.seed)
+
     def has_captions(self) -> bool:
         return True
 

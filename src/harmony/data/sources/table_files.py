@@ -32,8 +32,10 @@ def column_names(path: Path) -> list[str]:
         if kind == "csv":
             names = _header(path)[0]
         elif kind == "jsonl":
-            lines = (line for line, _ in zip(_json_lines(path), range(_LINES_LOOKED_AT), strict=False))
+            lines = [line for line, _ in zip(_json_lines(path), range(_LINES_LOOKED_AT), strict=False)]
             names = list({name: None for line in lines if line for name in line})
+            if lines and not names:
+                raise UserError(f"{path} has no line that is a JSON object with keys; write one on each line")
         else:
             names = list(pa.parquet.read_schema(path).names)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:

@@ -66,8 +66,7 @@ def _run_page(folder: Path) -> str:
         curves.speed(log, recipe),
         facts.whole_recipe(recipe, state, _count_lines(folder / "bad_examples.jsonl")),
     ]
-    weights = checkpoint / "model.safetensors" if checkpoint else None
-    head = facts.head(folder.resolve().name, recipe, log, state, weights)
+    head = facts.head(folder.resolve().name, recipe, log, state, checkpoint)
     return document(f"{folder.resolve().name} · Harmony", head, [section for section in sections if section])
 
 

@@ -1,26 +1,26 @@
 """The head of the page: which run this is, what it learned from and what it cost; and its end: the whole recipe."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from safetensors import safe_open
 
 from harmony.evaluation.report.html import Html, Section, folded, joined, tag
 from harmony.evaluation.report.log import Log
 from harmony.evaluation.report.results import short_uri
 from harmony.evaluation.report.words import TASKS
 from harmony.recipe import Recipe
+from harmony.training import checkpoints
 from harmony.training.progress import spoken
 
 
-def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], weights: Path | None) -> Html:
+def head(name: str, recipe: Recipe, log: Log, state: Mapping[str, Any], checkpoint: Path | None) -> Html:
     """Title, description, objectives and the facts of the run."""
     facts = [
         ("image encoder", _image_tower(recipe)),
         ("text encoder", _text_tower(recipe)),
-        ("parameters", _parameters(weights)),
+        ("parameters", _parameters(checkpoint)),
         ("pairs", _data(recipe, state)),
         ("length", _length(log, state)),
         ("batch", f"{recipe.data.batch_size:,} pairs"),
@@ -87,18 +87,14 @@ def _text_tower(recipe: Recipe) -> str:
     return f"transformer, {text.width} wide, {text.layers} deep" if text else "none"
 
 
-def _parameters(weights: Path | None) -> str:
+def _parameters(checkpoint: Path | None) -> str:
     """Parameters of both towers as trained, and of what training needs besides, from the checkpoint's header."""
-    if weights is None:
+    if checkpoint is None:
         return ""
     counts = {"towers": 0, "heads": 0}
-    with safe_open(weights, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dictionary
-            size = 1
-            for side in file.get_slice(name).get_shape():
-                size *= side
-            counts["towers"] += size if name.startswith("student.") else 0
-            counts["heads"] += size if name.startswith("objectives.") and "teacher" not in name else 0
+    for name, shape in checkpoints.shapes_of_model(checkpoint).items():
+        counts["towers"] += math.prod(shape) if name.startswith("student.") else 0
+        counts["heads"] += math.prod(shape) if name.startswith("objectives.") and "teacher" not in name else 0
     return f"{_many(counts['towers'])} in the towers, {_many(counts['heads'])} in heads and decoders"
 
 
