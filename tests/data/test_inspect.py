@@ -239,3 +239,12 @@ def test_the_things_of_scenes_have_masks() -> None:
     found = inspect.inspect("scenes:val?count=4&size=32&things=shape")
     assert sum(found.things.values()) == sum(found.things_each) >= 4
     assert found.object_masks and sum(found.mask_pixels.values()) == 4 * 32 * 32
+
+
+def test_captions_with_bytes_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(png(1, (30, 20)))
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe a caption")
+    (tmp_path / "b.txt").write_text("another one")
+    assert inspect.inspect(f"folder:{tmp_path}").damaged_captions == 1
+    assert "1 with bytes that are not UTF-8" in printed(f"folder:{tmp_path}")

@@ -46,6 +46,7 @@ class Inspection:
         looked_at: how many of them were read and decoded; everything below but `problems` is of these.
         widths, heights, file_sizes: of the good ones, in pixels and bytes (no bytes for generated images).
         captions_each: number of captions of each one that could be read, whether its image is good or not.
+        damaged_captions: how many of their captions have bytes that are not UTF-8, each read as U+FFFD.
         words, tokens: lengths of their captions; tokens include begin and end and are not cut.
         labels: class (or its index, when its name is not known) -> count.
         mask_pixels: class of pixels -> count, over all masks; `NO_CLASS` for those without.
@@ -67,6 +68,7 @@ class Inspection:
     heights: list[int] = field(default_factory=list)
     file_sizes: list[int] = field(default_factory=list)
     captions_each: list[int] = field(default_factory=list)
+    damaged_captions: int = 0
     words: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -130,6 +132,7 @@ def inspect(
         heights=[look.size[1] for look in good],
         file_sizes=[look.bytes for look in good if look.bytes is not None],
         captions_each=[len(several) for several in captions_each],
+        damaged_captions=sum("\ufffd" in caption for caption in captions),
         words=[len(caption.split()) for caption in captions],
         tokens=Tokenizer().lengths(captions),
         labels={names.get(one, str(one)): count for one, count in sorted(labels.items())},
@@ -252,6 +255,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     without = found.captions_each.count(0)
     if found.words:
         facts.append(("captions", f"{len(found.words):,}; {_range(found.captions_each)} an image; {without:,} without"))
+        if found.damaged_captions:
+            facts.append(("damaged captions", f"{found.damaged_captions:,} with bytes that are not UTF-8"))
         facts.append(("words", _range(found.words)))
         longer = sum(length > Tokenizer.context for length in found.tokens)
         facts.append(("tokens", f"{_range(found.tokens)}; {longer:,} longer than {Tokenizer.context}"))
