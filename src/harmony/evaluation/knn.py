@@ -35,10 +35,7 @@ float32, and enough to give ties an order."""
 
 def missing(setup: Setup) -> str | None:
     """Why neighbours cannot vote on this data; None when they can."""
-    reason = missing_pair(setup, "knn")
-    if reason is None and setup.train is not None and len(setup.train) < min(setup.config.knn.ks):
-        return _too_few(setup.config.knn, len(setup.train), setup.train)
-    return reason
+    return missing_pair(setup, "knn")
 
 
 def card(setup: Setup) -> Card:
@@ -71,6 +68,9 @@ def run(setup: Setup) -> Outcome:
             of them than neighbours wanted.
     """
     config = setup.config.knn
+    assert setup.train is not None
+    if len(setup.train) < min(config.ks):  # before anything is encoded
+        raise _too_few(config, len(setup.train), setup.train)
     train, data, names = labelled_pair(setup)
     ks = _ks_that_fit(config, len(train), setup)
     headline = max(k for k in ks if k <= config.k)
@@ -91,15 +91,15 @@ def _ks_that_fit(config: KnnConfig, images: int, setup: Setup) -> list[int]:
     ks = [k for k in config.ks if k <= images]
     assert setup.train is not None
     if not ks:
-        raise UserError(_too_few(config, images, setup.train))
+        raise _too_few(config, images, setup.train)
     if len(ks) < len(config.ks) and ranks.is_main():
         left_out = ", ".join(str(k) for k in config.ks if k > images)
         say(f"{setup.train.uri} has only {images} labelled images; left out: k = {left_out}")
     return ks
 
 
-def _too_few(config: KnnConfig, images: int, train: Source) -> str:
-    return (
+def _too_few(config: KnnConfig, images: int, train: Source) -> UserError:
+    return UserError(
         f"knn wants {min(config.ks)} neighbours or more, and {train.uri} has {images} labelled images; lower ks (and k)"
     )
 
