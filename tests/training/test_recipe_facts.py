@@ -61,3 +61,10 @@ def test_only_what_has_changed_is_counted_again(tmp_path, monkeypatch):
         assert facts()["mae"]["cost"] == 3 and facts()["dino"] == known["dino"] and "gone" not in facts()
     finally:
         facts.cache_clear()
+
+
+def test_labels_and_frozen_models_are_needed_by_those_that_use_them():
+    needs = {name: set(fact["needs"]) for name, fact in facts().items()}
+    assert [name for name in needs if "labels" in needs[name]] == ["supcon"]
+    assert [name for name in needs if "frozen model" in needs[name]] == ["beit"]
+    assert "captions" in needs["maskclip"] and "images" in needs["mae"]

@@ -34,10 +34,7 @@ def needs(learner: Learner) -> list[str]:
     plan = learner.plan
     passes = [plan.teacher, *(group.student for group in plan.groups)]
     reads = any(one.texts for one in passes) or any(isinstance(mask, WordSampler) for mask in learner.masks().values())
-    models = {one.model for one in passes} - {"student", "teacher"}
-    active = [learner.objectives[name] for group in plan.groups for name in group.objectives]
-    labels = any(getattr(objective, "needs_labels", False) for objective in active)
-    more = {"labels": labels, "frozen model": bool(models)}
+    more = {"labels": learner.needs_labels(), "frozen model": bool(plan.frozen)}
     return ["captions" if reads else "images", *(name for name, needed in more.items() if needed)]
 
 
