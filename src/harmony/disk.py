@@ -1,6 +1,7 @@
-"""A full disk, told in one sentence whoever was writing."""
+"""Files written whole or not at all, and a full disk told in one sentence, whoever was writing."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,3 +34,22 @@ def room_explained(path: Path) -> Iterator[None]:
         if is_full(error):
             raise no_room(path) from error
         raise
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that shall be at `path`: it takes its place once it is complete, and never when it is not.
+
+    The folder is made if missing.
+
+    Raises:
+        UserError: the disk has no room.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with room_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)

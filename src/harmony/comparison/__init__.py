@@ -1,6 +1,5 @@
 """Comparing recipes on equal terms: the same data, model, batch, length, seeds and tasks for all."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from harmony.comparison.plan import Plan, plan_of
 from harmony.comparison.runs import Runs
 from harmony.comparison.store import Folder
 from harmony.comparison.table import markdown, numbers
-from harmony.disk import room_explained
+from harmony.disk import whole
 from harmony.errors import UserError
 from harmony.evaluation.progress import say
 from harmony.evaluation.results import write_json
@@ -117,16 +116,9 @@ def _write_all(plan: Plan, folder: Folder) -> None:
     """Write compare.json, compare.md and compare.html."""
     found = numbers(plan, folder)
     write_json(folder.path / "compare.json", found)
-    _write(folder.path / "compare.md", markdown(found))
-    _write(folder.page, page(found, plan, folder.path.resolve().name))
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with room_explained(path):
-        try:
+    for path, text in {
+        folder.path / "compare.md": markdown(found),
+        folder.page: page(found, plan, folder.path.resolve().name),
+    }.items():
+        with whole(path) as aside:
             aside.write_text(text, encoding="utf-8")
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)

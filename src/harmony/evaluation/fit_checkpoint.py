@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harmony import ranks
-from harmony.disk import room_explained
+from harmony.disk import whole
 from harmony.errors import UserError
 from harmony.evaluation.progress import say
 from harmony.training import checkpoints
@@ -93,18 +93,11 @@ class FitCheckpoint:
             "optimiser": self._optimiser.state_dict(),
             "besides": besides,
         }
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with room_explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                # Given a path, torch hides the system's error; a file's own error stands in the chain of causes.
-                with aside.open("wb") as file:
-                    torch.save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
+        # Given a path, torch hides the system's error; a file's own error stands in the chain of causes.
+        with whole(path) as aside, aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _read(self) -> dict[str, Any] | None:
         """What the file holds; None when there is none, it is damaged, or it is of another training."""

@@ -5,13 +5,12 @@ shares (recall, accuracy, chance levels) are fractions between 0 and 1.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harmony.disk import room_explained
+from harmony.disk import whole
 from harmony.errors import UserError
 
 Metrics = dict[str, dict[str, float]]
@@ -69,11 +68,5 @@ def write_details(folder: Path, task: str, details: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a file by one with this content, all or nothing; UserError when the disk has no room for it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with room_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    with whole(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
 """The weights that a task trained, left in its folder as safetensors."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harmony import ranks
-from harmony.disk import room_explained
+from harmony.disk import whole
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -24,13 +23,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, 
     """
     if not ranks.is_main():
         return
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with room_explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-            save_file(tensors, aside, dict(about or {}))
-            aside.chmod(0o644)  # safetensors lets nobody else read its file
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+    with whole(path) as aside:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(tensors, aside, dict(about or {}))
+        aside.chmod(0o644)  # safetensors lets nobody else read its file

@@ -1,11 +1,11 @@
 """The report: one self-contained report.html, drawn from what lies in the directory of a run or of results alone."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harmony import recipe as recipes
+from harmony.disk import whole
 from harmony.errors import UserError
 from harmony.evaluation.report import curves, facts
 from harmony.evaluation.report.drawn import drawn
@@ -43,12 +43,9 @@ def write_report(directory: Path | str) -> Path:
             f"{directory} holds neither a run (recipe.yaml) nor results (metrics.json); "
             "name a directory that `harmony train` or `harmony evaluate` wrote"
         )
-    target, aside = folder / "report.html", folder / f".report.html.{os.getpid()}"
-    try:
+    target = folder / "report.html"
+    with whole(target) as aside:
         aside.write_text(page, encoding="utf-8")
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
     return target
 
 
