@@ -269,9 +269,9 @@ def test_each_quirk_of_the_published_recipe_is_one_named_setting() -> None:
         "objectives.mae.over_crops",
         "objectives.mlm.attention",
         "objectives.mlm.decoder.init",
+        "objectives.text_distillation.freeze_prototypes",
         "objectives.text_distillation.attention",
         "objectives.text_distillation.centre_on",
-        "objectives.text_distillation.freeze_prototypes",
         "optim.decay",
         "optim.clip_scope",
     ]

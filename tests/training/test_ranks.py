@@ -37,6 +37,7 @@ VARIANTS = {
         "objectives.clip={label_smoothing: 0.2, crops: 2}",
         "objectives.dino={student_sees: local, mask: null}",
         "objectives.masked_distillation={head: {prototypes: 24, hidden: 16, bottleneck: 8}}",
+        "objectives.text_distillation.centring=sinkhorn_knopp",
     ),
 }
 """What crosses ranks in another way: the sigmoid's targets, a batch's balance, means over all tokens, words, codes."""

@@ -120,6 +120,16 @@ class BlockMasks(PatchSampler):
         return (patches * ratio).sqrt().round(), (patches / ratio).sqrt().round()
 
 
+def check_share_removed(setting: str, share: float, patches: int, view: str) -> None:
+    """UserError, naming the setting, when removing a share of the patches leaves none of them, or all."""
+    kept = kept_patches(patches, share)
+    if not 0 < kept < patches:
+        raise UserError(
+            f"{setting} {share:g} keeps {kept} of the {patches} patches of view {view!r}; it must keep some and remove "
+            "some"
+        )
+
+
 def kept_patches(patches: int, ratio: float) -> int:
     """int(patches * (1 - ratio)), how many stay when a share is removed."""
     # Rounding guards against 1 - 0.9 = 0.0999...98: of 10 patches one must stay, not none.

@@ -20,7 +20,7 @@ from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request, TextRequest
-from harmony.objectives.targets import cosines, full_precision
+from harmony.objectives.targets import cosines, unit
 from harmony.schedules import At, Positive, Schedule, Share
 
 
@@ -77,13 +77,13 @@ class Clip(Objective):
 
     def _meet(self, crop: int, encoded: Encoded, at: At) -> Tensor:
         """The loss of one crop of each image and the captions."""
-        image = _unit(encoded.image(self.image).crop(crop).embed())
-        text = _unit(encoded.text(self.text).embed())
+        image = unit(encoded.image(self.image).crop(crop).embed())
+        text = unit(encoded.text(self.text).embed())
         every_image, every_text = ranks.gather(image), ranks.gather(text)
         hard, soft = self.hard_targets(image), None
         if self.has_soft_targets:
-            slow_image = _unit(encoded.image(self.slow_image).crop(crop).embed())
-            slow_text = _unit(encoded.text(self.slow_text).embed())
+            slow_image = unit(encoded.image(self.slow_image).crop(crop).embed())
+            slow_text = unit(encoded.text(self.slow_text).embed())
             soft = self.soft_targets(slow_image, slow_text, at.soft_temperature)
         similarity = (cosines(image, every_text), cosines(text, every_image))
         loss = self.contrast(similarity, hard)
@@ -129,7 +129,3 @@ class Clip(Objective):
         # The parameter itself is kept in bounds too, or it could drift where the clamp passes no gradient back.
         if self.config.max_scale is not None:
             self.logit_scale.data.clamp_(max=math.log(self.config.max_scale))
-
-
-def _unit(embedding: Tensor) -> Tensor:
-    return F.normalize(full_precision(embedding), dim=-1)

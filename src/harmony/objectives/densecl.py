@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from harmony.models.projectors import ProjectorConfig, projector
 from harmony.models.towers import Towers, slow_copy
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
 from harmony.objectives.queues import Queue
-from harmony.objectives.targets import cosines, full_precision
+from harmony.objectives.targets import full_precision, unit
 from harmony.schedules import At, Positive, Schedule, Share
 
 _HEAD = ProjectorConfig(norm="none")
@@ -67,18 +66,18 @@ class Densecl(Objective):
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         seen, slow = encoded.image(self.student).crop(0), encoded.image(self.teacher).crop(0)
-        queries = _unit(self.head(seen.cls))  # (B, E)
-        patches = _unit(_each(self.dense_head, seen.patches))  # (B, N, E)
+        queries = unit(self.head(seen.cls))  # (B, E)
+        patches = unit(_each(self.dense_head, seen.patches))  # (B, N, E)
         with torch.no_grad():
-            keys = _unit(self.teacher_head(slow.cls))
+            keys = unit(self.teacher_head(slow.cls))
             projected = full_precision(_each(self.teacher_dense_head, slow.patches))
             partner, has_one = self.partners(batch, seen.patches, slow.patches)
-            partners = _unit(projected).gather(1, partner[..., None].expand(-1, -1, projected.shape[-1]))
+            partners = unit(projected).gather(1, partner[..., None].expand(-1, -1, projected.shape[-1]))
             self.queue.observe(keys)
             # A negative of a patch is a whole crop of another image, as the mean of its patches (section 3.3).
-            self.dense_queue.observe(_unit(projected.mean(1)))
-        logits = _similarities(queries, keys, self.queue)
-        dense_logits = _similarities(patches.flatten(0, 1), partners.flatten(0, 1), self.dense_queue)
+            self.dense_queue.observe(unit(projected.mean(1)))
+        logits = self.queue.similarities(queries, keys)
+        dense_logits = self.dense_queue.similarities(patches.flatten(0, 1), partners.flatten(0, 1))
         whole = _first(logits / at.temperature).mean()
         # Averaged over the patches of each image that have a partner; an image without any adds zero.
         share = has_one / has_one.sum(1, keepdim=True).clamp(min=1)  # (B, N)
@@ -107,7 +106,7 @@ class Densecl(Objective):
             boxes, flips = batch.boxes[self.config.view], batch.flips[self.config.view]
             return same_places(boxes[:2], flips[:2], self.grid)
         with torch.autocast(patches.device.type, enabled=False):
-            nearest = (_unit(patches.detach()) @ _unit(slow).transpose(1, 2)).argmax(2)  # (B, N)
+            nearest = (unit(patches.detach()) @ unit(slow).transpose(1, 2)).argmax(2)  # (B, N)
         return nearest, torch.ones_like(nearest, dtype=torch.bool)
 
     def after_update(self, at: At) -> None:
@@ -144,11 +143,6 @@ def same_places(boxes: Tensor, flips: Tensor, grid: tuple[int, int]) -> tuple[Te
     return torch.where(inside, place, 0).long().flatten(1), inside.flatten(1)
 
 
-def _similarities(queries: Tensor, keys: Tensor, queue: Queue) -> Tensor:
-    """(M, E) twice -> (M, 1 + L), cosines with the own key and with the queue's."""
-    return torch.cat([(queries * keys).sum(1, keepdim=True), cosines(queries, queue.vectors)], dim=1)
-
-
 def _first(logits: Tensor) -> Tensor:
     """(M,), the cross-entropy of naming the first of each row (equations 1 and 2)."""
     return logits.logsumexp(1) - logits[:, 0]
@@ -158,7 +152,3 @@ def _each(head: nn.Module, patches: Tensor) -> Tensor:
     """(B, N, D) -> (B, N, E); norms of the head, where it has any, see all patches of the batch."""
     projected: Tensor = head(patches.flatten(0, 1))
     return projected.unflatten(0, patches.shape[:2])
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(full_precision(vectors), dim=-1)

@@ -8,30 +8,23 @@ from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
-from harmony.models.heads import HeadConfig, PrototypeHead
-from harmony.models.towers import Towers, slow_copy
-from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
-from harmony.objectives.targets import (
-    Centre,
-    Centring,
-    Momentum,
-    centred,
-    full_precision,
-    signs_of_collapse,
-    sinkhorn_knopp,
-)
-from harmony.schedules import At, Duration, DurationField, Positive, Schedule
+from harmony.models.heads import HeadConfig
+from harmony.models.towers import Towers
+from harmony.objectives.base import Encoded, ImageRequest, Request
+from harmony.objectives.prototypes import PrototypeConfig, PrototypeObjective
+from harmony.objectives.targets import full_precision, signs_of_collapse
+from harmony.schedules import At, Positive, Schedule
 
 
-class Dino(Objective):
+class Dino(PrototypeObjective):
     """The student's every crop predicts how the teacher sees the other, large crops of the same image."""
 
-    class Config(ObjectiveConfig):
+    class Config(PrototypeConfig):
         """Settings of the class-token objective."""
 
         view: Annotated[str, Field(description="the view that the teacher sees and the student too")] = "global"
@@ -47,17 +40,9 @@ class Dino(Objective):
             str | None, Field(description="likewise a mask, whose patches are left out of the student's large crops")
         ] = None
         head: Annotated[HeadConfig, Field(description="sizes of the prototype head")] = HeadConfig()
-        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
-            Schedule.constant(0.1)
-        )
         teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.constant(
             0.04
         )
-        centring: Centring = "momentum"
-        centre_momentum: Momentum = 0.9
-        freeze_prototypes: Annotated[
-            DurationField, Field(description="how long the last layer of the head stays as it is")
-        ] = Duration(amount=1, unit="epochs")
 
         @model_validator(mode="after")
         def _local_crops_alone(self) -> Self:
@@ -71,9 +56,7 @@ class Dino(Objective):
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
-        self.head = PrototypeHead(towers.image.width, config.head)
-        self.teacher_head = slow_copy(self.head)
-        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.own_head(towers.image.width, config.head)
         self.teacher = ImageRequest(config.view, model="teacher")
         self.student: list[ImageRequest] = []
         if config.student_sees == "all":
@@ -89,13 +72,9 @@ class Dino(Objective):
     def requests(self) -> Sequence[Request]:
         return [self.teacher, *self.student]
 
-    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.head, self.teacher_head)]
-
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         seen = torch.cat([encoded.image(request).cls for request in self.student])  # (C, B, D)
-        student = full_precision(self.head(seen.flatten(0, 1))).unflatten(0, seen.shape[:2])
-        log_student = (student / at.student_temperature).log_softmax(dim=-1)
+        log_student = self.log_predictions(self.head(seen.flatten(0, 1)), at).unflatten(0, seen.shape[:2])
         with torch.no_grad():
             slow = encoded.image(self.teacher).cls  # (V, B, D)
             scores = self.teacher_head(slow.flatten(0, 1))
@@ -106,22 +85,6 @@ class Dino(Objective):
         if at.logged:
             self.signs = signs_of_collapse(targets.flatten(0, 1), loss)
         return {"dino": loss}
-
-    def targets(self, scores: Tensor, temperature: float) -> Tensor:
-        """(M, K) teacher scores -> (M, K) target distributions."""
-        if self.config.centring == "sinkhorn_knopp":
-            return sinkhorn_knopp(scores, temperature)
-        return centred(scores, self.centre, temperature)
-
-    def before_update(self, at: At) -> None:
-        if at.clock.step < self.config.freeze_prototypes.steps(at.clock):
-            self.head.prototypes.direction.grad = None
-
-    def after_update(self, at: At) -> None:
-        self.centre.update()
-
-    def after_skip(self) -> None:
-        self.centre.forget()
 
 
 def cross_entropy_of_other_crops(targets: Tensor, log_student: Tensor, common: int) -> Tensor:

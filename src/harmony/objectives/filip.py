@@ -17,7 +17,7 @@ from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request, TextRequest
-from harmony.objectives.targets import cosines, full_precision
+from harmony.objectives.targets import cosines, unit
 from harmony.schedules import At
 
 TILE = 2**26
@@ -52,8 +52,8 @@ class Filip(Objective):
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         text = encoded.text(self.text)
-        patches = _unit(encoded.image(self.image).crop(0).embed_patches())  # (B, N, E)
-        words, counted = _unit(text.embed_words()), text.counted  # (B, T, E), (B, T)
+        patches = unit(encoded.image(self.image).crop(0).embed_patches())  # (B, N, E)
+        words, counted = unit(text.embed_words()), text.counted  # (B, T, E), (B, T)
         every_patch, (every_word, every_counted) = ranks.gather(patches), gather_words(words, counted)
         to_text = late_interaction(patches, None, every_word, every_counted)
         to_image = late_interaction(words, counted, every_patch, None)
@@ -103,7 +103,3 @@ def gather_words(words: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     missing = longest - words.shape[1]
     every = ranks.gather(F.pad(counted, (0, missing)).to(torch.uint8))
     return ranks.gather(F.pad(words, (0, 0, 0, missing))), every.bool()
-
-
-def _unit(tokens: Tensor) -> Tensor:
-    return F.normalize(full_precision(tokens), dim=-1)

@@ -15,25 +15,18 @@ from harmony.data.masks import BlockMasks, MaskSampler, PatchMasks
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.models.heads import HeadConfig, PrototypeHead
-from harmony.models.towers import Towers, slow_copy
-from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
+from harmony.models.towers import Towers
+from harmony.objectives.base import Encoded, ImageRequest, Objective, Request
 from harmony.objectives.dino import Dino
-from harmony.objectives.targets import (
-    Centre,
-    Centring,
-    Momentum,
-    centred,
-    full_precision,
-    signs_of_collapse,
-    sinkhorn_knopp,
-)
-from harmony.schedules import At, Duration, DurationField, Positive, Schedule
+from harmony.objectives.prototypes import PrototypeConfig, PrototypeObjective
+from harmony.objectives.targets import Centre, full_precision, signs_of_collapse
+from harmony.schedules import At
 
 
-class Ibot(Objective):
+class Ibot(PrototypeObjective):
     """The student predicts, at each hidden patch, what the teacher makes of the patch it sees."""
 
-    class Config(ObjectiveConfig):
+    class Config(PrototypeConfig):
         """Settings of the masked-patch objective."""
 
         view: Annotated[str, Field(description="the view whose patches are hidden")] = "global"
@@ -43,17 +36,6 @@ class Ibot(Objective):
         head: Annotated[
             HeadConfig | str, Field(description="a head of its own, or the objective that lends its head")
         ] = HeadConfig()
-        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
-            Schedule.constant(0.1)
-        )
-        teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.parse(
-            {"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}}
-        )
-        centring: Centring = "momentum"
-        centre_momentum: Momentum = 0.9
-        freeze_prototypes: Annotated[
-            DurationField, Field(description="how long the last layer of its own head stays as it is")
-        ] = Duration(amount=1, unit="epochs")
 
     config: Config
 
@@ -64,9 +46,7 @@ class Ibot(Objective):
         self.student = ImageRequest(config.view, replace=self.mask)
         self.lender: Dino | None = None
         if isinstance(config.head, HeadConfig):
-            self.head = PrototypeHead(towers.image.width, config.head)
-            self.teacher_head = slow_copy(self.head)
-            self.centre = Centre(config.head.prototypes, config.centre_momentum)
+            self.own_head(towers.image.width, config.head)
 
     def borrow(self, others: Mapping[str, Objective]) -> None:
         if isinstance(self.config.head, HeadConfig):
@@ -88,13 +68,13 @@ class Ibot(Objective):
         return [self.teacher, self.student]
 
     def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [] if self.lender else [(self.head, self.teacher_head)]
+        return [] if self.lender else super().slow_twins()
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         head, teacher_head = self._heads()
         mask = batch.masks[self.mask]
         hidden = encoded.image(self.student).patches.flatten(0, 2)[mask.index]  # (M, D)
-        log_student = (full_precision(head(hidden)) / at.student_temperature).log_softmax(dim=-1)
+        log_student = self.log_predictions(head(hidden), at)
         with torch.no_grad():
             patches = encoded.image(self.teacher).patches.flatten(0, 2)  # (V * B * N, D)
             bottleneck = teacher_head.bottleneck(patches)
@@ -109,22 +89,10 @@ class Ibot(Objective):
             self.signs = signs_of_collapse(targets, cross_entropy.sum() / max(len(targets), 1))
         return {"ibot": loss}
 
-    def targets(self, scores: Tensor, temperature: float) -> Tensor:
-        """(M, K) teacher scores -> (M, K) target distributions."""
-        if self.config.centring == "sinkhorn_knopp":
-            return sinkhorn_knopp(scores, temperature)
-        return centred(scores, self.centre, temperature)
-
     def _heads(self) -> tuple[PrototypeHead, PrototypeHead]:
         owner = self.lender or self
         return owner.head, owner.teacher_head
 
     def before_update(self, at: At) -> None:
-        if not self.lender and at.clock.step < self.config.freeze_prototypes.steps(at.clock):
-            self.head.prototypes.direction.grad = None
-
-    def after_update(self, at: At) -> None:
-        self.centre.update()
-
-    def after_skip(self) -> None:
-        self.centre.forget()
+        if not self.lender:
+            super().before_update(at)

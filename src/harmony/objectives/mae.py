@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from harmony.data.batch import Batch, Mask
-from harmony.data.masks import MaskSampler, RandomPatches, kept_patches
+from harmony.data.masks import MaskSampler, RandomPatches, check_share_removed
 from harmony.data.views import ViewConfig
-from harmony.errors import UserError
 from harmony.models.decoders import PixelDecoder
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
@@ -67,11 +66,7 @@ class Mae(Objective):
         decoder = config.decoder
         rows, columns = towers.image.grid(views[config.view].size)
         for ratio in (config.mask_ratio.start, config.mask_ratio.stop):
-            if not 0 < kept_patches(rows * columns, ratio) < rows * columns:
-                raise UserError(
-                    f"objectives.mae.mask_ratio {ratio:g} keeps {kept_patches(rows * columns, ratio)} of the "
-                    f"{rows * columns} patches of view {config.view!r}; it must keep some and remove some"
-                )
+            check_share_removed("objectives.mae.mask_ratio", ratio, rows * columns, config.view)
         self.patch = towers.image.patch
         self.decoder = PixelDecoder(
             towers.image.width,

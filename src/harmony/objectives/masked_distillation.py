@@ -11,26 +11,20 @@ from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from harmony.data.batch import Batch
-from harmony.data.masks import MaskSampler, RandomPatches, kept_patches
+from harmony.data.masks import MaskSampler, RandomPatches, check_share_removed
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.models.decoders import FeatureDecoder
-from harmony.models.heads import HeadConfig, PrototypeHead
-from harmony.models.towers import Towers, slow_copy
-from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
-from harmony.objectives.targets import (
-    Centre,
-    Centring,
-    Momentum,
-    centred,
-    full_precision,
-    signs_of_collapse,
-    sinkhorn_knopp,
-)
-from harmony.schedules import At, Positive, Schedule, Share
+from harmony.models.heads import HeadConfig
+from harmony.models.towers import Towers
+from harmony.objectives.base import Encoded, ImageRequest, Request
+from harmony.objectives.mae import places_removed
+from harmony.objectives.prototypes import PrototypeConfig, PrototypeObjective
+from harmony.objectives.targets import full_precision, signs_of_collapse
+from harmony.schedules import At, Duration, DurationField, Schedule, Share
 
 
 class FeatureDecoderConfig(BaseModel):
@@ -42,7 +36,7 @@ class FeatureDecoderConfig(BaseModel):
     heads: Annotated[int | None, Field(ge=1, description="attention heads; the image tower's if null")] = None
 
 
-class MaskedDistillation(Objective):
+class MaskedDistillation(PrototypeObjective):
     """The decoder predicts, at each removed patch, the soft code that the teacher gives it.
 
     What keeps the codes from collapsing is here what iBOT (arXiv 2111.07832) does, whose online tokenizer the paper
@@ -50,7 +44,7 @@ class MaskedDistillation(Objective):
     plain reading of "one layer" too: MAE's, at the encoder's width and with its fixed positions.
     """
 
-    class Config(ObjectiveConfig):
+    class Config(PrototypeConfig):
         """Settings of the masked self-distillation objective."""
 
         view: Annotated[str, Field(description="the view whose patches are removed, all crops of it")] = "global"
@@ -59,14 +53,9 @@ class MaskedDistillation(Objective):
         )
         decoder: FeatureDecoderConfig = FeatureDecoderConfig()
         head: Annotated[HeadConfig, Field(description="sizes of the head that gives codes")] = HeadConfig()
-        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
-            Schedule.constant(0.1)
-        )
-        teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.parse(
-            {"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}}
-        )
-        centring: Centring = "momentum"
-        centre_momentum: Momentum = 0.9
+        freeze_prototypes: Annotated[
+            DurationField, Field(description="how long the last layer of the head stays as it is")
+        ] = Duration(amount=0, unit="epochs")
 
     config: Config
 
@@ -74,11 +63,7 @@ class MaskedDistillation(Objective):
         super().__init__(config, towers, views)
         rows, columns = towers.image.grid(views[config.view].size)
         for ratio in (config.mask_ratio.start, config.mask_ratio.stop):
-            if not 0 < kept_patches(rows * columns, ratio) < rows * columns:
-                raise UserError(
-                    f"objectives.masked_distillation.mask_ratio {ratio:g} keeps {kept_patches(rows * columns, ratio)} "
-                    f"of the {rows * columns} patches of view {config.view!r}; it must keep some and remove some"
-                )
+            check_share_removed("objectives.masked_distillation.mask_ratio", ratio, rows * columns, config.view)
         width, heads = towers.image.width, config.decoder.heads or towers.image.heads
         if width % heads or width % 4:
             raise UserError(
@@ -86,9 +71,7 @@ class MaskedDistillation(Objective):
                 f"of 4 and of its {heads} heads; set decoder.heads to null for the tower's own"
             )
         self.decoder = FeatureDecoder(width, (rows, columns), config.decoder.depth, heads)
-        self.head = PrototypeHead(width, config.head)
-        self.teacher_head = slow_copy(self.head)
-        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.own_head(width, config.head)
         self.student = ImageRequest(config.view, keep="masked_distillation")
         self.teacher = ImageRequest(config.view, model="teacher")
 
@@ -98,16 +81,12 @@ class MaskedDistillation(Objective):
     def requests(self) -> Sequence[Request]:
         return [self.teacher, self.student]
 
-    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.head, self.teacher_head)]
-
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         encoding, mask = encoded.image(self.student), batch.masks["masked_distillation"]
         assert mask.kept is not None
-        removed = (mask.index % mask.masked.shape[-1]).view(mask.kept.shape[0] * mask.kept.shape[1], -1)  # (V * B, R)
-        predicted = self.decoder(encoding.tokens.flatten(0, 1), encoding.prefix, mask.kept.flatten(0, 1), removed)
-        scores = full_precision(self.head(predicted.flatten(0, 1)))  # (M, prototypes)
-        log_student = (scores / at.student_temperature).log_softmax(dim=-1)
+        kept, removed = mask.kept.flatten(0, 1), places_removed(mask)
+        predicted = self.decoder(encoding.tokens.flatten(0, 1), encoding.prefix, kept, removed)
+        log_student = self.log_predictions(self.head(predicted.flatten(0, 1)), at)  # (M, prototypes)
         with torch.no_grad():
             patches = encoded.image(self.teacher).patches.flatten(0, 2)  # (V * B * N, D)
             slow = full_precision(self.teacher_head(patches[mask.index]))
@@ -117,15 +96,3 @@ class MaskedDistillation(Objective):
         if at.logged:
             self.signs = signs_of_collapse(targets, loss)
         return {"masked_distillation": loss}
-
-    def targets(self, scores: Tensor, temperature: float) -> Tensor:
-        """(M, prototypes) teacher scores -> distributions."""
-        if self.config.centring == "sinkhorn_knopp":
-            return sinkhorn_knopp(scores, temperature)
-        return centred(scores, self.centre, temperature)
-
-    def after_update(self, at: At) -> None:
-        self.centre.update()
-
-    def after_skip(self) -> None:
-        self.centre.forget()

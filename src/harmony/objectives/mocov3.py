@@ -18,7 +18,7 @@ from harmony.models.projectors import MlpConfig, ProjectorConfig, mlp, projector
 from harmony.models.towers import Towers, slow_copy
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
 from harmony.objectives.queues import Queue
-from harmony.objectives.targets import cosines, full_precision
+from harmony.objectives.targets import cosines, unit
 from harmony.schedules import At, Positive, Schedule
 
 
@@ -65,9 +65,9 @@ class Mocov3(Objective):
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         # Each crop passes the heads by itself, so their norms see one crop of every image.
-        queries = [_unit(self.predictor(self.head(seen))) for seen in encoded.image(self.student).cls]
+        queries = [unit(self.predictor(self.head(seen))) for seen in encoded.image(self.student).cls]
         with torch.no_grad():
-            keys = [_unit(self.teacher_head(seen)) for seen in encoded.image(self.teacher).cls]
+            keys = [unit(self.teacher_head(seen)) for seen in encoded.image(self.teacher).cls]
         logits = [
             self.similarities(queries[0], keys[1]),
             self.similarities(queries[1], keys[0]),
@@ -86,7 +86,7 @@ class Mocov3(Objective):
         """Cosines of queries (B, E) with the batch's keys, (B, G), or with their own and the queue's, (B, 1 + L)."""
         if self.queue is None:
             return cosines(queries, ranks.gather(keys))
-        return torch.cat([(queries * keys).sum(1, keepdim=True), cosines(queries, self.queue.vectors)], dim=1)
+        return self.queue.similarities(queries, keys)
 
     def places(self, images: int, device: torch.device) -> Tensor:
         """(B,) int64, where each query's own key stands."""
@@ -101,7 +101,3 @@ class Mocov3(Objective):
     def after_skip(self) -> None:
         if self.queue is not None:
             self.queue.forget()
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(full_precision(vectors), dim=-1)

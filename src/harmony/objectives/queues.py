@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harmony import ranks
+from harmony.objectives.targets import cosines
 
 
 class Queue(nn.Module):
@@ -41,6 +42,10 @@ class Queue(nn.Module):
 
     def forget(self) -> None:
         self._seen = []
+
+    def similarities(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(M, E) unit vectors twice -> (M, 1 + L), cosines of each query with its own key and with the queue."""
+        return torch.cat([(queries * keys).sum(1, keepdim=True), cosines(queries, self.vectors)], dim=1)
 
     def share(self) -> Tensor:
         """This rank's part of the queue, for what is totalled over ranks."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from harmony.errors import UserError
 from harmony.models.projectors import ProjectorConfig, projector
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
-from harmony.objectives.targets import cosines, full_precision
+from harmony.objectives.targets import cosines, unit
 from harmony.schedules import At, Positive, Schedule
 
 
@@ -54,7 +53,7 @@ class Simclr(Objective):
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         seen = encoded.image(self.student).cls.transpose(0, 1)  # (B, V, D)
         # The crops of all views are normalised as one batch, as the published code does.
-        projected = F.normalize(full_precision(self.head(seen.flatten(0, 1))), dim=-1)  # (A, E)
+        projected = unit(self.head(seen.flatten(0, 1)))  # (A, E)
         identity = self.identities(batch).repeat_interleave(seen.shape[1])
         every = ranks.gather(projected)
         place = torch.arange(len(every), device=every.device)

@@ -21,7 +21,7 @@ from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveConfig, Request
 from harmony.objectives.dino import cross_entropy_of_other_crops
 from harmony.objectives.queues import Queue
-from harmony.objectives.targets import full_precision, signs_of_collapse, sinkhorn_knopp
+from harmony.objectives.targets import signs_of_collapse, sinkhorn_knopp, unit
 from harmony.schedules import At, Duration, DurationField, Positive, Schedule
 
 
@@ -79,7 +79,7 @@ class Swav(Objective):
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         seen = torch.cat([encoded.image(request).cls for request in self.student])  # (C, B, D)
         # All crops, large and small, are normalised as one batch, as the published code does.
-        projected = F.normalize(full_precision(self.head(seen.flatten(0, 1))), dim=-1).unflatten(0, seen.shape[:2])
+        projected = unit(self.head(seen.flatten(0, 1))).unflatten(0, seen.shape[:2])
         scores = self.prototypes(projected)  # (C, B, K)
         crops = len(encoded.image(self.student[0]).tokens)
         targets = torch.stack([self.targets(scores[crop], crop, at) for crop in range(crops)])

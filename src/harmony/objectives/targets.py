@@ -6,6 +6,7 @@ Shapes: M tokens, K prototypes.
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -63,6 +64,11 @@ class Centre(nn.Module):
 def full_precision(x: Tensor) -> Tensor:
     """At least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(..., E), each brought to length 1 in full precision."""
+    return F.normalize(full_precision(vectors), dim=-1)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -8,24 +8,25 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.models.encodings import TextEncoding
-from harmony.models.heads import HeadConfig, PrototypeHead
-from harmony.models.towers import Towers, slow_copy
-from harmony.objectives.base import Encoded, Objective, ObjectiveConfig, Request, TextRequest
+from harmony.models.heads import HeadConfig
+from harmony.models.towers import Towers
+from harmony.objectives.base import Encoded, Request, TextRequest
 from harmony.objectives.mlm import Direction
-from harmony.objectives.targets import Centre, Momentum, centred, full_precision, signs_of_collapse
-from harmony.schedules import At, Duration, DurationField, Positive, Schedule
+from harmony.objectives.prototypes import PrototypeConfig, PrototypeObjective
+from harmony.objectives.targets import centred, full_precision, signs_of_collapse
+from harmony.schedules import At
 
 
-class TextDistillation(Objective):
+class TextDistillation(PrototypeObjective):
     """The student predicts, at each hidden word, what the teacher makes of the word it reads."""
 
-    class Config(ObjectiveConfig):
+    class Config(PrototypeConfig):
         """Settings of text self-distillation."""
 
         mask: Annotated[str, Field(description="the mask on the words, drawn by another objective")] = "words"
@@ -33,13 +34,6 @@ class TextDistillation(Objective):
         head: Annotated[HeadConfig, Field(description="sizes of the prototype head")] = HeadConfig(
             prototypes=2048, layers=2
         )
-        student_temperature: Annotated[Positive, Field(description="temperature of the student's softmax")] = (
-            Schedule.constant(0.1)
-        )
-        teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.parse(
-            {"linear": {"from": 0.04, "to": 0.07, "over": "5 epochs"}}
-        )
-        centre_momentum: Momentum = 0.9
         centre_on: Annotated[
             Literal["scores", "probabilities"],
             Field(
@@ -47,9 +41,6 @@ class TextDistillation(Objective):
                 "softmax outputs, which centres nothing (audit C4)"
             ),
         ] = "scores"
-        freeze_prototypes: Annotated[
-            DurationField, Field(description="how long the last layer of the head stays as it is; 0 as published (C19)")
-        ] = Duration(amount=1, unit="epochs")
 
     config: Config
 
@@ -57,26 +48,21 @@ class TextDistillation(Objective):
         super().__init__(config, towers, views)
         if towers.text is None:
             raise UserError("objective text_distillation reads captions, but model.text is null; give its sizes")
-        self.head = PrototypeHead(towers.text.width, config.head)
-        self.teacher_head = slow_copy(self.head)
-        self.centre = Centre(config.head.prototypes, config.centre_momentum)
+        self.own_head(towers.text.width, config.head)
         self.student = TextRequest(replace=config.mask, attention=config.attention)
         self.teacher = TextRequest(model="teacher")
 
     def requests(self) -> Sequence[Request]:
         return [self.student, self.teacher]
 
-    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.head, self.teacher_head)]
-
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
         mask = batch.masks[self.config.mask]
         hidden = encoded.text(self.student).tokens.flatten(0, 1)[mask.index]  # (M, D)
-        log_student = (full_precision(self.head(hidden)) / at.student_temperature).log_softmax(dim=-1)
+        log_student = self.log_predictions(self.head(hidden), at)
         with torch.no_grad():
             reading = encoded.text(self.teacher)
             scores = full_precision(self.teacher_head(reading.tokens.flatten(0, 1)[mask.index]))
-            targets = centred(scores, self.centre, at.teacher_temperature)
+            targets = self.targets(scores, at.teacher_temperature)
             self._observe(reading, at.teacher_temperature)
         cross_entropy = -(targets * log_student).sum(-1)
         loss = (cross_entropy * mask.share(cross_entropy.dtype)).sum() / len(batch)
@@ -95,13 +81,3 @@ class TextDistillation(Objective):
         # The mean score of the words is the score of their mean bottleneck: the last layer is linear.
         mean = (self.teacher_head.bottleneck(tokens) * words).sum((0, 1)) / words.sum()
         self.centre.observe_mean(full_precision(self.teacher_head.prototypes(mean)), words.sum())
-
-    def before_update(self, at: At) -> None:
-        if at.clock.step < self.config.freeze_prototypes.steps(at.clock):
-            self.head.prototypes.direction.grad = None
-
-    def after_update(self, at: At) -> None:
-        self.centre.update()
-
-    def after_skip(self) -> None:
-        self.centre.forget()
