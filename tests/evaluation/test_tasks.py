@@ -204,16 +204,18 @@ def test_retrieval_without_captions_fails_before_any_image_is_encoded(run, tmp_p
         evaluation.run(str(run.folder), "retrieval", f"folder:{tmp_path}", settings={"workers": 0})
 
 
-def test_a_folder_holds_the_results_of_one_model(run, tmp_path):
+def test_a_folder_holds_the_results_of_one_model(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     tasks.run(str(run.folder), "zero_shot", "scenes:val?count=8", out=out)
     before = (out / "metrics.json").read_text()
     with pytest.raises(
-        UserError, match=r"holds results of .*\(teacher\); choose another --out for those of .*untrained"
+        UserError, match=r"holds results of .*\(teacher\); choose another --out for those of .*student"
     ):
-        tasks.run(str(run.folder), "retrieval", "scenes:val?count=8", model="untrained", out=out)
+        tasks.run(str(run.folder), "retrieval", "scenes:val?count=8", model="student", out=out)
     assert (out / "metrics.json").read_text() == before
     tasks.run(os.path.relpath(run.folder), "retrieval", "scenes:val?count=8", out=out)  # the same one, named otherwise
+    monkeypatch.chdir(tmp_path)  # where the name that was kept leads nowhere
+    tasks.run(str(run.checkpoint), "zero_shot", "scenes:val?count=8", out=out)
 
 
 def test_scenes_of_one_split_are_not_measured_on_themselves(run):

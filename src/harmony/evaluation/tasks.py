@@ -12,6 +12,7 @@ from harmony import ranks
 from harmony.data.sources import Source, open_source
 from harmony.disk import is_full
 from harmony.errors import UserError, unknown
+from harmony.evaluation.encoder import Encoder
 from harmony.evaluation.encoders import load_encoder
 from harmony.evaluation.fitting import forget
 from harmony.evaluation.progress import say
@@ -80,7 +81,7 @@ def run(
         train = None if train_uri is None else open_source(train_uri)
         encoder = load_encoder(where, model, place.device)
         if folder is not None:
-            _check_one_model(folder, encoder.name)
+            _check_one_model(folder, encoder)
         setup = Setup(encoder, data, train, config, _work(folder, task))
         _tell_problems(setup)
         return measure(task, setup, folder)
@@ -138,7 +139,7 @@ def measure(task: str, setup: Setup, out: Path | None) -> Outcome:
     outcome = module.run(setup)
     outcome.details["card"] = module.card(setup).rows()
     if out is not None and ranks.is_main():
-        about = {"model": setup.encoder.name, "data": setup.data.uri}
+        about = {"model": setup.encoder.name, "weights": setup.encoder.fingerprint(), "data": setup.data.uri}
         if setup.train is not None:
             about["train"] = setup.train.uri
         write_details(out, task, about | _problems(setup) | outcome.details)
@@ -173,18 +174,16 @@ def _check_folder(out: Path) -> None:
         raise UserError(f"nothing can be written to {path} ({error.strerror}); choose another --out") from None
 
 
-def _check_one_model(folder: Path, name: str) -> None:
-    """A folder holds the results of one model, or its table would set numbers of several side by side unsaid."""
+def _check_one_model(folder: Path, encoder: Encoder) -> None:
+    """A folder holds the results of one model, or its table would set numbers of several side by side unsaid.
+
+    The same weights are the same model wherever they lie, and so is a run that has been trained further.
+    """
     for path in sorted((folder / "evaluation").glob("*.json")):
-        other = (read_details(folder, path.stem) or {}).get("model", name)
-        if _known_as(other) != _known_as(name):
-            raise UserError(f"{folder} holds results of {other}; choose another --out for those of {name}")
-
-
-def _known_as(name: str) -> tuple[str, str]:
-    """The model's place, however it was written, and which copy it is: "runs/a (teacher)" and so on."""
-    place, _, copy = name.partition(" (")
-    return (str(Path(place).resolve()) if Path(place).exists() else place), copy
+        kept = read_details(folder, path.stem) or {}
+        other = kept.get("model", encoder.name)
+        if other != encoder.name and kept.get("weights") != encoder.fingerprint():
+            raise UserError(f"{folder} holds results of {other}; choose another --out for those of {encoder.name}")
 
 
 def config_for(task: str, settings: Mapping[str, Any]) -> EvaluationConfig:
