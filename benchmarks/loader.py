@@ -31,6 +31,8 @@ from benchmarks.plain_loader import PlainLoader
 from harmony import recipe as recipes
 from harmony.data import maker
 from harmony.data.captions import Tokenizer
+from harmony.data.cutting import Cutter
+from harmony.data.decode import Opened
 from harmony.data.loader import PairLoader
 from harmony.data.masks import MaskSampler
 from harmony.data.photometric import augment
@@ -121,8 +123,9 @@ class Bench:
         samplers = {type(sampler) for sampler in self.masks.values()}
         return {
             "read": [(type(self.source), "__getitem__")],
-            "decode": [(maker, "decode")],
-            "crops": [(maker, "cut_views")],
+            "decode": [(Opened, "__init__"), (Opened, "pixels")],
+            "boxes": [(Cutter, "__init__"), (Cutter, "place")],
+            "crops": [(Cutter, "cut")],
             "captions": [(Tokenizer, "encode")],
             "masks": [(sampler, "draw") for sampler in samplers],
             "colours drawn": [(maker, "draw_photometric")],

@@ -30,7 +30,8 @@ from harmony.data.photometric import PhotometricConfig, augment
 from harmony.data.settings import DataConfig
 from harmony.data.sources import Example, Source, open_source
 from harmony.data.sources.base import Objects
-from harmony.data.views import ViewConfig, cut_views
+from harmony.data.cutting import Cutter
+from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.schedules import Clock, Schedule
 
@@ -169,10 +170,12 @@ def test_a_batch_is_made_of_what_each_example_gives_alone(uri: str) -> None:
     for b, key in enumerate(made.keys):
         chance = Chance.of_examples(0, 0, torch.tensor([int(key)]))
         assert torch.equal(made.chance.keys[b : b + 1], chance.keys)
-        alone = cut_views([decode(png(int(key)))], chance, VIEWS)
+        alone, image = Cutter(chance, VIEWS), decode(png(int(key)))
+        alone.place([0], [image.shape[1:]])
+        alone.cut(0, image)
         for name in VIEWS:
             assert torch.equal(made.images[name][:, b : b + 1], alone.images[name])
-            assert torch.equal(made.boxes[name][:, b : b + 1], alone.boxes[name])
+            assert torch.equal(made.boxes[name][:, b : b + 1], alone.relative_boxes()[name])
             assert torch.equal(made.flips[name][:, b : b + 1], alone.flips[name])
         clock = Clock(0, 8, 1)
         assert torch.equal(

@@ -210,15 +210,14 @@ def _augmented(
     crops: Tensor, drawn: Mapping[str, Tensor], radius: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """(C, 3, S, S) float32 from uint8."""
-    result = torch.empty_like(crops, dtype=torch.float32)
+    result = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)  # by channel, whatever the crops' order
     length = max(1, _CHUNK // crops[0].numel()) if crops.device.type == "cpu" else len(crops)
     for start in range(0, len(crops), length):
         stop = min(start + length, len(crops))
-        whole = length >= len(crops)
-        chunk = apply(crops[start:stop].float().div_(255), drawn if whole else _part(drawn, start, stop), radius)
+        chunk = result[start:stop].copy_(crops[start:stop]).div_(255)
+        apply(chunk, drawn if length >= len(crops) else _part(drawn, start, stop), radius)
         for channel in range(3):  # with plain numbers, because a tensor would have to be sent to the device
             chunk[:, channel].sub_(mean[channel]).div_(std[channel])
-        result[start:stop] = chunk
     return result
 
 
@@ -237,23 +236,23 @@ def _part(drawn: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tenso
 
 
 def apply(images: Tensor, drawn: Mapping[str, Tensor], radius: int) -> Tensor:
-    """Change images (C, 3, S, S), float in [0, 1], by the parameters of `draw_photometric`, maybe in place."""
+    """Change images (C, 3, S, S), float in [0, 1], by the parameters of `draw_photometric`, in place."""
     if not drawn:
         return images
     for k in range(4):
-        images = _change(images, drawn[f"hue_{k}"], pixels.turn_hue, drawn["turn"])
+        _change(images, drawn[f"hue_{k}"], pixels.turn_hue, drawn["turn"])
         if k < 3:
-            images = pixels.blend(images, drawn["to_grey"][:, k], drawn["to_mean"][:, k], drawn["factor"][:, k])
-    images = _change(images, drawn["grey"], lambda some: pixels.grey(some).expand_as(some))
-    images = _change(
-        images, drawn["blur"], lambda some, sigma: pixels.gaussian_blur(some, sigma, radius), drawn["sigma"]
-    )
-    return _change(images, drawn["solarize"], pixels.solarize, drawn["threshold"])
+            pixels.blend(images, drawn["to_grey"][:, k], drawn["to_mean"][:, k], drawn["factor"][:, k])
+    _change(images, drawn["grey"], lambda some: pixels.grey(some).expand_as(some))
+    _change(images, drawn["blur"], lambda some, sigma: pixels.gaussian_blur(some, sigma, radius), drawn["sigma"])
+    _change(images, drawn["solarize"], pixels.solarize, drawn["threshold"])
+    return images
 
 
-def _change(images: Tensor, which: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+def _change(images: Tensor, which: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> None:
     """Change only the listed images, each with its own parameters."""
-    if len(which) == 0:
-        return images
-    some = images.index_select(0, which)
-    return images.index_copy_(0, which, change(some, *(values.index_select(0, which) for values in parameters)))
+    if len(which) == len(images):  # all of them, since the list is in order
+        images.copy_(change(images, *parameters))
+    elif len(which):
+        some = images.index_select(0, which)
+        images.index_copy_(0, which, change(some, *(values.index_select(0, which) for values in parameters)))
