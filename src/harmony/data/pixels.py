@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 
 
-_RED, _GREEN, _BLUE = 0.2989, 0.587, 0.114
+RED, GREEN, BLUE = 0.2989, 0.587, 0.114
 """ITU-R 601-2, with torchvision's rounding."""
 
 
 def grey(images: Tensor) -> Tensor:
     """(C, 1, S, S), the brightness of every pixel."""
     red, green, blue = images.unbind(1)
-    return (red * _RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE)[:, None]
+    return (red * RED).add_(green, alpha=GREEN).add_(blue, alpha=BLUE)[:, None]
 
 
 def blend(images: Tensor, to_grey: Tensor, to_mean: Tensor, factor: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def blend(images: Tensor, to_grey: Tensor, to_mean: Tensor, factor: Tensor) -> T
     mean = grey(images.mean((2, 3))[..., None, None]) * (rest * to_mean).view(-1, 1, 1, 1)
     weight = (rest * to_grey).view(-1, 1, 1)
     red, green, blue = images.unbind(1)
-    other = (red * (weight * _RED)).addcmul_(green, weight * _GREEN).addcmul_(blue, weight * _BLUE)[:, None].add_(mean)
+    other = (red * (weight * RED)).addcmul_(green, weight * GREEN).addcmul_(blue, weight * BLUE)[:, None].add_(mean)
     return images.mul_(factor.view(-1, 1, 1, 1)).add_(other).clamp_(0, 1)
 
 
@@ -50,7 +50,7 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     chroma = torch.sub(value, torch.minimum(middle, smaller))
     # Hue in sixths of the wheel, counted from red as |start +- ...|. A grey pixel has chroma 0, and any hue will do.
     share = middle.sub_(smaller).div_(torch.clamp(chroma, min=1e-12, out=smaller))
-    hue = share.addcmul_(start.mul_(12).sub_(2), exchanged).sub_(start.add_(2).div_(2)).abs_()
+    hue = share.addcmul_(torch.mul(start, 12, out=smaller).sub_(2), exchanged).sub_(start, alpha=6).abs_()
     hue.div_(6).add_(turn.view(-1, 1, 1) + 1).frac_().mul_(6)  # back to [0, 6): red at 0 and 6, green at 2, blue at 4
     turned = torch.empty_like(images)
     high, low = value + chroma, value.sub_(chroma, alpha=2)
