@@ -133,7 +133,7 @@ class Bench:
         }
 
     def on_device(self, rounds: int) -> float:
-        """Seconds a image that the device takes to change the colours of one batch, the fastest of some rounds."""
+        """Seconds an image that the device takes to change the colours of one batch, the fastest of some rounds."""
         batch = next(self.loader("device").batches()).to(self.device)
         image = self.recipe.model.image
         taken = []
@@ -167,7 +167,13 @@ class Bench:
             time.sleep(max(0.0, busy - (time.perf_counter() - begun)))
         seconds = self._now() - start
         batches.close()
-        return {"way": way, "workers": workers, "wanted": pairs_a_second, "pairs_per_second": steps * self.batch / seconds, "waiting": waited / seconds}
+        return {
+            "way": way,
+            "workers": workers,
+            "wanted": pairs_a_second,
+            "pairs_per_second": steps * self.batch / seconds,
+            "waiting": waited / seconds,
+        }
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -204,10 +210,9 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"\nColours changed on {result['device']}: {result['device_milliseconds']:.2f} ms an image.")
     if result.get("fed"):
         lines += ["", "| way | workers | pairs/s wanted | pairs/s | waiting |", "| --- | --- | --- | --- | --- |"]
-        lines += [
-            f"| {one['way']} | {one['workers']} | {one['wanted']:g} | {one['pairs_per_second']:.0f} | {one['waiting']:.0%} |"
-            for one in result["fed"]
-        ]
+        for one in result["fed"]:
+            pairs = f"{one['wanted']:g} | {one['pairs_per_second']:.0f}"
+            lines.append(f"| {one['way']} | {one['workers']} | {pairs} | {one['waiting']:.0%} |")
     return "\n".join(lines)
 
 
@@ -237,7 +242,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         recipe = recipes.load(asked.recipe, [f"data.train={uri}", *asked.overrides])
         source = open_source(uri)
         bench = Bench(recipe, source, asked.batch, torch.device(asked.device))
-        first = [len(image) for image in (source[i].image for i in range(min(50, len(source)))) if isinstance(image, bytes)]
+        first = [
+            len(image) for image in (source[i].image for i in range(min(50, len(source)))) if isinstance(image, bytes)
+        ]
         result = {
             "recipe": recipe.name,
             "data": asked.data or f"made, {asked.size}",
@@ -249,9 +256,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "torch": torch.__version__,
             "device": asked.device,
         } | measure(bench, asked.rounds)
-        result["fed"] = [
-            bench.fed(way, asked.workers, rate, asked.steps) for rate in asked.consume for way in WAYS[1:]
-        ]
+        result["fed"] = [bench.fed(way, asked.workers, rate, asked.steps) for rate in asked.consume for way in WAYS[1:]]
     print(table(result))
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)

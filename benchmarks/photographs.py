@@ -50,9 +50,7 @@ def _noise(random: np.random.Generator, width: int, height: int) -> NDArray[np.f
     return np.asarray((drawn - drawn.mean()) / drawn.std())
 
 
-def _add(
-    tar: tarfile.TarFile, scenes: Source, number: int, size: tuple[int, int], quality: int, seed: int
-) -> None:
+def _add(tar: tarfile.TarFile, scenes: Source, number: int, size: tuple[int, int], quality: int, seed: int) -> None:
     example = scenes[number]
     assert isinstance(example.image, Image.Image)
     image = io.BytesIO()

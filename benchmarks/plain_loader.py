@@ -42,7 +42,7 @@ class Solarize:
         return ImageOps.solarize(image) if random.random() < self.probability else image
 
 
-def transform(view: ViewConfig, look: PhotometricConfig, mean: Sequence[float], std: Sequence[float]):  # noqa: ANN201
+def transform(view: ViewConfig, look: PhotometricConfig, mean: Sequence[float], std: Sequence[float]):
     """One crop's pipeline, as torchvision's first transforms and PIL have it."""
     jitter = transforms.ColorJitter(look.brightness, look.contrast, look.saturation, look.hue)
     return transforms.Compose(
@@ -63,7 +63,12 @@ class PlainLoader:
     """Makes batches of crops, one image and one crop after the other."""
 
     def __init__(
-        self, source: Source, views: dict[str, ViewConfig], tokenizer: Tokenizer, mean: Sequence[float], std: Sequence[float]
+        self,
+        source: Source,
+        views: dict[str, ViewConfig],
+        tokenizer: Tokenizer,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         self.source, self.tokenizer = source, tokenizer
         self.transforms = {

@@ -60,6 +60,18 @@ def _name_key(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+def _words_here(keys: Tensor, name: int, count: int) -> Tensor:
+    """The first `count` whole numbers below 2^24 of each stream's branch of that name, (B, count) float32."""
+    stream = _mix_here(keys.numpy().view(np.uint64) ^ np.uint64(name % 2**64))
+    return torch.from_numpy((_mix_here(stream[:, None] + _positions(count)) >> _WORDS[40]).astype(np.float32))
+
+
+def _words_there(keys: Tensor, name: int, count: int) -> Tensor:
+    """The same where the keys are, on any device."""
+    positions = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * _signed(_STEP)
+    return _shift(_mix(_mix(keys ^ name)[:, None] + positions), 40).to(torch.float32)
+
+
 @dataclass(frozen=True)
 class Chance:
     """The random streams of B examples, one each.
@@ -79,15 +91,8 @@ class Chance:
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Numbers in [0, 1), float32, (B, *shape). The same name always gives the same numbers."""
         count = math.prod(shape)
-        if self.keys.device.type == "cpu":
-            stream = _mix_here(self.keys.numpy().view(np.uint64) ^ np.uint64(_name_key(name) % 2**64))
-            words = _mix_here(stream[:, None] + _positions(count)) >> _WORDS[40]
-            numbers = torch.from_numpy(words.astype(np.float32))
-        else:
-            positions = torch.arange(1, count + 1, dtype=torch.int64, device=self.keys.device) * _signed(_STEP)
-            stream = _mix(self.keys ^ _name_key(name))
-            numbers = _shift(_mix(stream[:, None] + positions), 40).to(torch.float32)
-        return numbers.mul_(2.0**-24).view(len(self.keys), *shape)
+        words = _words_here if self.keys.device.type == "cpu" else _words_there
+        return words(self.keys, _name_key(name), count).mul_(2.0**-24).view(len(self.keys), *shape)
 
     def integers(self, name: str, below: Tensor | int, *shape: int) -> Tensor:
         """Whole numbers in [0, below), int64, (B, *shape); `below` broadcasts against (B, *shape)."""

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from harmony.chance import Chance
-from harmony.data.photometric import PRESETS, PhotometricConfig
 from harmony.data.cutting import Cutter, cut
+from harmony.data.photometric import PRESETS, PhotometricConfig
 from harmony.data.views import ViewConfig, draw_boxes, draw_flips, evaluation_crop, relative_boxes
 
 sides = st.integers(1, 300)

@@ -35,7 +35,8 @@ class Cutter:
         images: view name -> (V, B, 3, S, S) uint8, in the memory order (V, B, S, S, 3).
         flips: view name -> (V, B) bool.
         boxes: view name -> (V, B, 4) int64, pixels of the image as it was decoded.
-        sizes: (B, 2) int64, that image's height and width.
+        sizes: (B, 2) int64, the image's height and width before that.
+        reductions: (B,) int64, how many times smaller a side it was decoded.
     """
 
     def __init__(self, chance: Chance, views: Mapping[str, ViewConfig]) -> None:
@@ -48,6 +49,7 @@ class Cutter:
         self.flips = {name: draw_flips(chance, name, view) for name, view in views.items()}
         self.boxes = {name: torch.zeros(view.count, count, 4, dtype=torch.int64) for name, view in views.items()}
         self.sizes = torch.zeros(count, 2, dtype=torch.int64)
+        self.reductions = torch.ones(count, dtype=torch.int64)
 
     def place(self, places: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Draw where crops lie in the images at some places of the batch, of the given heights and widths.
@@ -76,8 +78,8 @@ class Cutter:
         """
         shape = (int(image.shape[1]), int(image.shape[2]))
         height, width = self.sizes[place].tolist()
-        if shape == (-(-height // reduction), -(-width // reduction)):
-            self._reduce(place, shape, reduction)
+        if reduction > 1 and shape == (-(-height // reduction), -(-width // reduction)):
+            self._reduce(place, reduction)
         elif shape != (height, width):  # the header said another size
             self.place([place], [shape])
         for name, view in self._views.items():
@@ -85,19 +87,22 @@ class Cutter:
             for crop, box, flip in zip(self.images[name][:, place].unbind(0), boxes, flips, strict=True):
                 crop.copy_(cut(image, box, flip, view.size))
 
-    def _reduce(self, place: int, shape: tuple[int, int], reduction: int) -> None:
-        """Move boxes to the pixels of the reduced image: none smaller than its share, at the nearest place."""
-        if reduction == 1:
-            return
-        self.sizes[place] = torch.tensor(shape)
-        height, width = shape
+    def _reduce(self, place: int, reduction: int) -> None:
+        """Move the edges of boxes to the nearest pixels of the reduced image."""
+        self.reductions[place] = reduction
         for boxes in self.boxes.values():
-            box = boxes[:, place]
-            sides = box[:, 2:] // reduction
-            room = torch.tensor([width, height]) - sides
-            corner = (box[:, :2] / reduction).round().long()
-            boxes[:, place] = torch.cat([torch.minimum(corner, room), sides], 1)
+            left_top = boxes[:, place, :2]
+            edges = torch.stack([left_top, left_top + boxes[:, place, 2:]])
+            # Halves go up, never to even: else a box could lose a pixel of those that its share of sides leaves it.
+            near = (2 * edges + reduction) // (2 * reduction)
+            boxes[:, place] = torch.cat([near[0], near[1] - near[0]], 1)
 
     def relative_boxes(self) -> dict[str, Tensor]:
         """View name -> (V, B, 4) float32, the boxes as shares of their images."""
-        return {name: relative_boxes(boxes, self.sizes) for name, boxes in self.boxes.items()}
+        times, limits = self.reductions[:, None], self.sizes.flip(1)
+        shares = {}
+        for name, boxes in self.boxes.items():
+            left_top, right_low = boxes[..., :2] * times, (boxes[..., :2] + boxes[..., 2:]) * times
+            whole = torch.cat([left_top, torch.minimum(right_low, limits) - left_top], -1)
+            shares[name] = relative_boxes(whole, self.sizes)
+        return shares

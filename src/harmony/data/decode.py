@@ -62,7 +62,9 @@ class Opened:
         width, height = self._image.size
         if width * height > max_pixels:
             raise BadExample(key, f"is {width} x {height} px, more than the limit of {max_pixels} px (data.max_pixels)")
-        self.size = (width, height) if _orientation(self._image) in _ON_ITS_SIDE else (height, width)
+        # Pillow tells the size of a TIFF as it will be once it is upright.
+        turned = self._image.format != "TIFF" and _orientation(self._image) in _ON_ITS_SIDE
+        self.size = (width, height) if turned else (height, width)
 
     def pixels(self, reduction: int = 1) -> Tensor:
         """The pixels, (3, H, W) uint8 in the memory order (H, W, 3); to be asked for once.

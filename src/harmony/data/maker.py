@@ -178,10 +178,11 @@ class BatchMaker:
 
     def _open(self, place: "_Place") -> Opened:
         """The image of the next candidate of a place that can be opened."""
-        for place.index in place.candidates:
-            place.tried.add(place.index)
+        for index in place.candidates:
+            place.index = index
+            place.tried.add(index)
             try:
-                place.example = self.source[place.index]
+                place.example = self.source[index]
                 self._require(place.example)
                 return Opened(place.example.image, self.max_pixels, place.example.key)
             except BadExample as error:

@@ -113,7 +113,10 @@ class BlockMasks(PatchSampler):
             height, width = self._sides(area[some], ratios[some, step], rest[some])
             top = np.floor(place_y[some] * (grid[0] - height + 1))[:, None]
             left = np.floor(place_x[some] * (grid[1] - width + 1))[:, None]
-            tall, wide = (row >= top) & (row < top + height[:, None]), (column >= left) & (column < left + width[:, None])
+            tall, wide = (
+                (row >= top) & (row < top + height[:, None]),
+                (column >= left) & (column < left + width[:, None]),
+            )
             new = tall[:, :, None] & wide[:, None, :] & ~hidden[some]
             added = np.count_nonzero(new, (1, 2))
             fits = (height >= 1) & (height <= grid[0]) & (width >= 1) & (width <= grid[1])

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 RED, GREEN, BLUE = 0.2989, 0.587, 0.114
 """ITU-R 601-2, with torchvision's rounding."""
 
