@@ -462,11 +462,13 @@ def test_a_few_bad_examples_early_on_do_not_stop_a_long_run(tmp_path: Path) -> N
     assert sum(len(batch.skipped) for batch in made.batches()) >= 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_is_bad_throughout_is_an_error_and_no_endless_search(tmp_path: Path, workers: int) -> None:
-    path = write_tar(tmp_path / "x.tar", bad_members(6, dict.fromkeys(range(6), "html")))
+@pytest.mark.parametrize(("workers", "way", "reason"), [(0, "html", "not an image"), (1, "cut", "truncated")])
+def test_data_that_is_bad_throughout_is_an_error_and_no_endless_search(
+    tmp_path: Path, workers: int, way: str, reason: str
+) -> None:
+    path = write_tar(tmp_path / "x.tar", bad_members(6, dict.fromkeys(range(6), way)))
     made = loader(f"shards:{path}", batch_size=3, workers=workers, max_bad_share=1.0)
-    with pytest.raises(UserError, match=r"all 6 examples of .* are bad, the first: 0000\d: is not an image .*; 0000"):
+    with pytest.raises(UserError, match=rf"all 6 examples of .* are bad, the first: 0000\d: is {reason} .*; 0000"):
         next(made.batches())
 
 

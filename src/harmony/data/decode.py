@@ -57,13 +57,14 @@ class Opened:
     """
 
     def __init__(self, image: bytes | Image.Image, max_pixels: int = MAX_PIXELS, key: str = "an image") -> None:
-        self._image = _open(image, key) if isinstance(image, bytes) else image
+        opened = _open(image, key) if isinstance(image, bytes) else image
+        self._image: Image.Image | None = opened
         self._key = key
-        width, height = self._image.size
+        width, height = opened.size
         if width * height > max_pixels:
             raise BadExample(key, f"is {width} x {height} px, more than the limit of {max_pixels} px (data.max_pixels)")
         # Pillow tells the size of a TIFF as it will be once it is upright.
-        turned = self._image.format != "TIFF" and _orientation(self._image) in _ON_ITS_SIDE
+        turned = opened.format != "TIFF" and _orientation(opened) in _ON_ITS_SIDE
         self.size = (width, height) if turned else (height, width)
 
     def pixels(self, reduction: int = 1) -> Tensor:
@@ -73,10 +74,12 @@ class Opened:
             reduction: 1, 2, 4 or 8. A JPEG is then decoded at so much less a side (rounded up), from the lower
                 frequencies of its blocks, in less time; other images ignore it.
         """
+        image, self._image = self._image, None  # Pillow's own pixels shall not outlive this call
+        assert image is not None
         try:
             if reduction > 1:
-                self._image.draft(None, (self._image.width // reduction, self._image.height // reduction))
-            pixels = np.array(_rgb(_upright(self._image)))
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            pixels = np.array(_rgb(_upright(image)))
         except MemoryError:
             raise
         except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, zlib.error, ...

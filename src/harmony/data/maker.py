@@ -86,6 +86,11 @@ class _Place:
         self.bad.append(self.index)
         self.skipped.append((error.key, error.reason))
 
+    def let_go(self) -> None:
+        """Give the memory of the encoded image back: a batch may be large."""
+        if self.example is not None:
+            self.example = replace(self.example, image=b"")
+
 
 @dataclass(frozen=True)
 class BatchMaker:
@@ -169,7 +174,18 @@ class BatchMaker:
                 cutter.cut(number, image.pixels(reduction), reduction)
             except BadExample as error:
                 places[number].refuse(error)
-                self._cut_part(range(number, number + 1), places, cutter)
+                self._cut_another(number, places[number], cutter)
+            places[number].let_go()
+
+    def _cut_another(self, number: int, place: "_Place", cutter: Cutter) -> None:
+        """Cut the next candidate of a place that is good to the last pixel."""
+        while True:
+            image = self._open(place)
+            (reduction,) = cutter.place([number], [image.size])
+            try:
+                return cutter.cut(number, image.pixels(reduction), reduction)
+            except BadExample as error:
+                place.refuse(error)
 
     def _candidates(self, index: int, stream: Tensor) -> Iterator[int]:
         """The example asked for, then those drawn in its place."""
