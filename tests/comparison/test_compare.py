@@ -16,6 +16,7 @@ from harmony import evaluation
 from harmony import recipe as recipes
 from harmony.cli import main
 from harmony.comparison import compare, seeds_of
+from harmony.comparison.runs import Runs
 from harmony.errors import UserError
 from harmony.training.distributed import TrainingError
 from harmony.training.learner import build_learner
@@ -245,6 +246,21 @@ def test_settings_that_change_no_result_may_change(finished, tmp_path, monkeypat
     changed = [*ROWS, *SHARED, "data.max_bad_share=0.5", "train.log_every=3 steps", "evaluation.workers=1"]
     compare(changed, tmp_path / "cmp", [0, 1])
     assert comparison(tmp_path / "cmp")["rows"][0] == comparison(finished)["rows"][0]
+
+
+def test_more_seeds_are_added_to_what_there_is(tmp_path, monkeypatch):
+    compare([*ROWS, *SHARED], tmp_path / "cmp", [1], ["knn"])
+    trained = []
+    train = Runs._train
+    monkeypatch.setattr(
+        Runs, "_train", lambda self, entry, seed, run: trained.append(seed) or train(self, entry, seed, run)
+    )
+    compare([*ROWS, *SHARED], tmp_path / "cmp", [0, 1], ["knn"])
+    assert trained == [0, 0]
+    compare([*ROWS, *SHARED], tmp_path / "both", [0, 1], ["knn"])
+    assert comparison(tmp_path / "cmp")["rows"] == comparison(tmp_path / "both")["rows"]
+    with pytest.raises(UserError, match="--seeds was 0, 1, and now it is 1"):
+        compare([*ROWS, *SHARED], tmp_path / "cmp", [1], ["knn"])
 
 
 def measured_by_knn(out):
