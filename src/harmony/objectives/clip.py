@@ -108,7 +108,7 @@ class Clip(Objective):
         """
         pairs = len(local) * ranks.count()
         place = torch.arange(len(local), device=local.device) + ranks.rank() * len(local)
-        own = F.one_hot(place, pairs).to(local.dtype)
+        own = (place[:, None] == torch.arange(pairs, device=local.device)).to(local.dtype)
         if self.config.label_smoothing:
             own = own.lerp(torch.full_like(own, 1 / pairs), self.config.label_smoothing)
         return own, own
