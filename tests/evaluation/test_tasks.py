@@ -208,9 +208,7 @@ def test_a_folder_holds_the_results_of_one_model(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     tasks.run(str(run.folder), "zero_shot", "scenes:val?count=8", out=out)
     before = (out / "metrics.json").read_text()
-    with pytest.raises(
-        UserError, match=r"holds results of .*\(teacher\); choose another --out for those of .*student"
-    ):
+    with pytest.raises(UserError, match=r"holds results of .*\(teacher\); choose another --out for those of .*student"):
         tasks.run(str(run.folder), "retrieval", "scenes:val?count=8", model="student", out=out)
     assert (out / "metrics.json").read_text() == before
     tasks.run(os.path.relpath(run.folder), "retrieval", "scenes:val?count=8", out=out)  # the same one, named otherwise

@@ -9,6 +9,7 @@ from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
 from runs import HERE
 
 from harmony.errors import UserError
+from harmony.models.recomputing import set_checkpointing
 from harmony.models.text import TextTower
 from harmony.models.vision import ImageTower
 from harmony.objectives.base import ImageRequest
@@ -149,9 +150,10 @@ def test_compiled_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch):
         assert torch.allclose(loss, expected[name], rtol=1e-12)
 
 
-def test_checkpointing_changes_nothing():
+@pytest.mark.parametrize("how", ["pointwise", "blocks"])
+def test_checkpointing_changes_nothing(how):
     plain, saving = learner_of(ALL, drop_path=0.3), learner_of(ALL, drop_path=0.3)
-    saving.student.checkpointing(True)
+    set_checkpointing(saving, how)
     gradients = []
     for learner in (plain, saving):
         for group in learner.losses_by_group(batch_of(learner), CLOCK):

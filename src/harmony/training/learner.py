@@ -14,6 +14,7 @@ from harmony.errors import UserError
 from harmony.interchange.frozen import frozen_models
 from harmony.interchange.start import start_from
 from harmony.models.frozen import FrozenModel
+from harmony.models.recomputing import set_checkpointing
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
 from harmony.models.vision import PackedBlock
@@ -225,9 +226,9 @@ def build_learner(recipe: "Recipe") -> Learner:
     for objective in objectives.values():
         objective.meet({name: model.image for name, model in frozen.items()})
         objective.borrow(objectives)
-    towers.checkpointing(recipe.efficiency.checkpointing == "blocks")
     joint = recipe.efficiency.backward == "joint"
     learner = Learner(towers, objectives, recipe.views, joint, frozen).train()
+    set_checkpointing(learner, recipe.efficiency.checkpointing)
     if recipe.efficiency.compile:
         compile_blocks(learner)
     return learner
