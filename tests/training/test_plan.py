@@ -29,9 +29,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         seen.append((self, [tuple(s.pixels.shape) for s in segments]))
         return encode(self, segments)
 
-    def watched_read(self, ids, replace=None, attention="causal"):
-        seen.append((self, attention, replace is not None))
-        return read(self, ids, replace, attention)
+    def watched_read(self, ids, replace=None, attention="causal", pooled=False):
+        seen.append((self, attention, replace is not None, pooled))
+        return read(self, ids, replace, attention, pooled)
 
     monkeypatch.setattr(ImageTower, "encode_packed", watched_encode)
     monkeypatch.setattr(TextTower, "read", watched_read)
@@ -52,14 +52,16 @@ def test_passes_of_a_harmony_step(passes: list[tuple]):
     learner = learner_of(ALL)
     losses_of(learner, batch_of(learner, examples=4))
     teacher = [p[1:] for p in passes if p[0] in (learner.teacher.image, learner.teacher.text)]
-    assert teacher == [([(8, 3, 32, 32)],), ("causal", False)], "one image pass over the global crops, one text pass"
+    assert teacher == [([(8, 3, 32, 32)],), ("causal", False, False)], (
+        "one image pass over the global crops, one text pass"
+    )
     student = [p[1:] for p in passes if p[0] in (learner.student.image, learner.student.text)]
     assert student == [
         ([(4, 3, 32, 32)],),  # the contrastive crop
-        ("causal", False),
+        ("causal", False, True),  # of which the contrast reads the end token alone
         ([(8, 3, 32, 32), (12, 3, 16, 16)],),  # masked large and whole small crops, packed
         ([(8, 3, 32, 32)],),  # kept patches
-        ("bidirectional", True),
+        ("bidirectional", True, False),
     ]
     groups = [group.objectives for group in learner.plan.groups]
     assert groups == [("clip",), ("dino", "ibot"), ("mae",), ("mlm", "text_distillation")]

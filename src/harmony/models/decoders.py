@@ -4,7 +4,7 @@ Shapes: B images or captions, N patches, K kept patches, R removed ones, M maske
 width, T words.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from open_clip.transformer import QuickGELU, Transformer
@@ -79,10 +79,9 @@ class PixelDecoder(Recomputing):
 
     def features(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
         """(B, N - K, W), what the pixels of the removed patches are read from; arguments as for `forward`."""
-        x = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
-        x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
-        x = run_blocks(self.blocks, x, self.checkpointing)
-        return self.norm(patches_at(x, removed))
+        seen = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
+        x = gaps_first(seen, self.mask_token, self.positions[0], kept, removed)
+        return self.norm(run_blocks(self.blocks, x, self.checkpointing, first=removed.shape[1]))
 
 
 class FeatureDecoder(Recomputing):
@@ -109,10 +108,9 @@ class FeatureDecoder(Recomputing):
 
     def forward(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
         """(B, prefix + K, D), (B, K) and (B, N - K) -> (B, N - K, D), arguments as those of `PixelDecoder`."""
-        x = torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
-        x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
-        x = run_blocks(self.blocks, x, self.checkpointing)
-        return self.norm(patches_at(x, removed))
+        seen = torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+        x = gaps_first(seen, self.mask_token, self.positions[0], kept, removed)
+        return self.norm(run_blocks(self.blocks, x, self.checkpointing, first=removed.shape[1]))
 
 
 def image_blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
@@ -120,24 +118,33 @@ def image_blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
     return nn.ModuleList(PackedBlock(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointing: Checkpointing) -> Tensor:
-    """(B, n, W) -> (B, n, W), one block after the other."""
-    packing, packed = Packing(((x.shape[0], x.shape[1]),)), x.flatten(0, 1)
-    for block in blocks:
-        assert isinstance(block, PackedBlock)
+def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointing: Checkpointing, first: int) -> Tensor:
+    """(B, n, W) -> (B, first, W), one block after the other; the last makes no token but the first ones."""
+    *most, last = (cast(PackedBlock, block) for block in blocks)
+    images, length, _ = x.shape
+    packing, packed = Packing(((images, length),)), x.flatten(0, 1)
+    for block in most:
         packed = through(block.packed, checkpointing, packed, packing)
-    return packed.view(x.shape)
+    return through(last.packed_first, checkpointing, packed, packing, [first]).unflatten(0, (images, first))
 
 
-def with_gaps_filled(x: Tensor, mask_token: Tensor, kept: Tensor, patches: int) -> Tensor:
-    """(B, 1 + K, W) class token and kept patches -> (B, 1 + N, W), the mask token wherever a patch was removed."""
-    gaps = mask_token.to(x.dtype).expand(len(x), patches, x.shape[-1])
-    return torch.cat([x[:, :1], gaps.scatter(1, kept[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])], dim=1)
+def gaps_first(seen: Tensor, mask_token: Tensor, positions: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    """What a decoder begins with: mask tokens for the removed patches, then what was encoded, each with its position.
 
+    A transformer does not mind the order, and so those that are read come first.
 
-def patches_at(x: Tensor, places: Tensor) -> Tensor:
-    """The patches at places (B, R) of (B, 1 + N, W): (B, R, W)."""
-    return x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+    Args:
+        seen: (B, 1 + K, W) class token and kept patches.
+        mask_token: (W,).
+        positions: (1 + N, W), the class token's first.
+        kept: (B, K) int64, places of the kept patches.
+        removed: (B, R) int64, those of the others.
+
+    Returns:
+        (B, R + 1 + K, W).
+    """
+    places = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
+    return torch.cat([mask_token + positions[removed + 1], seen + positions[places]], dim=1)
 
 
 class WordDecoder(Recomputing):

@@ -54,6 +54,6 @@ class BlockPredictor(Recomputing):
         places = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
         seen = seen + self.positions[places]
         asked = (self.mask_token + self.positions[blocks + 1]).flatten(0, 1)  # (B * T, L, W)
-        x = torch.cat([seen.repeat_interleave(targets, dim=0), asked.to(seen.dtype)], dim=1)
-        x = run_blocks(self.blocks, x, self.checkpointing)
-        return self.features(self.norm(x[:, -length:])).unflatten(0, (-1, targets))
+        x = torch.cat([asked.to(seen.dtype), seen.repeat_interleave(targets, dim=0)], dim=1)
+        x = run_blocks(self.blocks, x, self.checkpointing, first=length)
+        return self.features(self.norm(x)).unflatten(0, (-1, targets))

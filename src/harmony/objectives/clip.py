@@ -57,10 +57,10 @@ class Clip(Objective):
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         crops = tuple(range(config.crops))
-        self.image = ImageRequest(config.view, crops=crops, keep=config.keep)
-        self.text = TextRequest()
-        self.slow_image = ImageRequest(config.view, crops=crops, model="teacher")
-        self.slow_text = TextRequest(model="teacher")
+        self.image = ImageRequest(config.view, crops=crops, keep=config.keep, pooled=True)
+        self.text = TextRequest(pooled=True)
+        self.slow_image = ImageRequest(config.view, crops=crops, model="teacher", pooled=True)
+        self.slow_text = TextRequest(model="teacher", pooled=True)
 
     @property
     def has_soft_targets(self) -> bool:
