@@ -244,6 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of the processor; torch's own choice when left out")
     parser.add_argument("--json", type=Path, help="file for the numbers; - for the screen, in place of the table")
     asked = parser.parse_args(arguments)
+    if "=" in asked.recipe:  # only overrides were given
+        asked.recipe, asked.overrides = parser.get_default("recipe"), [asked.recipe, *asked.overrides]
     if asked.threads:
         torch.set_num_threads(asked.threads)
     device = torch.device(asked.device)

@@ -111,6 +111,11 @@ def test_parts_add_up_to_a_real_step(backward: str) -> None:
     assert sum(counted.flops_of(name) for name in counted.heads) == pytest.approx(counted.flops, rel=1e-9)
 
 
+def test_no_matrix_product_is_computed_again_unless_blocks_are() -> None:
+    plain, some, whole = (cost_of(tiny(f"efficiency.checkpointing={how}")) for how in ("none", "pointwise", "blocks"))
+    assert some.flops == plain.flops < whole.flops
+
+
 def test_an_objective_left_out_costs_nothing() -> None:
     cost = cost_of(tiny("objectives.mae=null", "objectives.mlm.weight=0"))
     assert set(cost.heads) == {"clip", "dino", "ibot", "text_distillation"}
