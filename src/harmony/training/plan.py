@@ -63,7 +63,7 @@ class Plan:
         views: names of the views that are encoded.
         teacher: the teacher's passes, shared by all groups.
         frozen: those of each frozen model, likewise.
-        groups: groups in the order of their first objective in the recipe.
+        groups: those that encode most pixels first, while fewest gradients lie in memory; else in the recipe's order.
         guided: masks that are drawn from the teacher's encodings, by name; those that some objective uses.
         asked: by objective, its requests and those of the guided masks it uses.
     """
@@ -96,10 +96,11 @@ class Plan:
         self.views = {request.view for request in every if isinstance(request, ImageRequest)}
         self.teacher = _merge("teacher", every, views)
         self.frozen = [passes for model in frozen if (passes := _merge(model, every, views))]
-        self.groups = [
+        groups = [
             Group(names, _merge("student", [r for name in names for r in requests[name]], views))
             for names in _tie(requests, joint)
         ]
+        self.groups = sorted(groups, key=lambda group: _pixels(group.student, views), reverse=True)
 
     def with_guided(self, batch: Batch, teacher: Encoded) -> Batch:
         """The batch with the masks that the teacher's encodings guide."""
@@ -190,6 +191,11 @@ def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConf
 
 def _crops(request: ImageRequest, views: Mapping[str, ViewConfig]) -> tuple[int, ...]:
     return tuple(range(views[request.view].count)) if request.crops is None else request.crops
+
+
+def _pixels(passes: Passes, views: Mapping[str, ViewConfig]) -> int:
+    """Of one example, an upper bound: patches that are left out count too."""
+    return sum(len(_crops(request, views)) * views[request.view].size ** 2 for request in passes.images)
 
 
 def _tie(requests: Mapping[str, Sequence[Request]], joint: bool) -> list[tuple[str, ...]]:
