@@ -67,7 +67,7 @@ def test_dinov2_encodes_its_large_crops_once_for_all_three_and_has_a_head_for_ea
     [group] = learner.plan.groups
     assert group.objectives == ("dino", "ibot", "koleo")
     assert [(r.view, r.replace) for r in group.student.images] == [("global", "block"), ("local", None)]
-    assert ImageRequest("global", replace="block") in learner.objectives["koleo"].requests()
+    assert ImageRequest("global", replace="block", pooled=True) in learner.objectives["koleo"].requests()
     heads = [learner.objectives[name].head for name in ("dino", "ibot")]
     assert heads[0] is not heads[1] and learner.objectives["ibot"].lender is None
 

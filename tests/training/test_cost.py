@@ -31,13 +31,18 @@ def named(cost: Cost, model: str, **wanted: object) -> Pass:
     return found
 
 
-def vit_macs(tokens: int, patches: int, trained: bool, width: int = 768, depth: int = 12, patch: int = 16) -> int:
+def vit_macs(
+    tokens: int, patches: int, trained: bool, pooled: bool = False, width: int = 768, depth: int = 12, patch: int = 16
+) -> int:
     """Multiply-adds of a ViT by hand.
 
     A block has 12 D^2 weights and multiplies N x N with N x D twice. Backward takes twice as much again, except that
-    pixels need no gradient.
+    pixels need no gradient. When only the class token is read, the last block makes keys and values of all tokens, and
+    everything else (10 D^2, and the attention) of one.
     """
     blocks = depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    if pooled:
+        blocks -= (tokens - 1) * (10 * width**2 + 2 * tokens * width)
     pixels = patches * width * 3 * patch**2
     return 3 * blocks + 2 * pixels if trained else blocks + pixels
 
@@ -45,10 +50,13 @@ def vit_macs(tokens: int, patches: int, trained: bool, width: int = 768, depth: 
 @pytest.mark.parametrize(
     ("found", "by_hand"),
     [
-        (dict(model="student", view="global", crops=(0,)), vit_macs(197, 196, trained=True)),
+        (dict(model="student", view="global", crops=(0,)), vit_macs(197, 196, trained=True, pooled=True)),
         (dict(model="student", replace="block"), 2 * vit_macs(197, 196, trained=True)),
         # Positions are resized once for all of the batch's 8 images, forward and backward.
-        (dict(model="student", view="local"), 8 * vit_macs(37, 36, trained=True) + 2 * 36 * 196 * 768 // 8),
+        (
+            dict(model="student", view="local"),
+            8 * vit_macs(37, 36, trained=True, pooled=True) + 2 * 36 * 196 * 768 // 8,
+        ),
         (dict(model="student", keep="mae"), 2 * vit_macs(50, 196, trained=True)),
         (dict(model="teacher", view="global"), 2 * vit_macs(197, 196, trained=False)),
     ],
@@ -70,14 +78,16 @@ def test_tokens_are_counted() -> None:
 def test_mae_decoder_equals_a_hand_calculation() -> None:
     n, width, depth = 197, 512, 8
     decoder = depth * 3 * (12 * n * width**2 + 2 * n**2 * width)
+    decoder -= 3 * 50 * (10 * width**2 + 2 * n * width)  # the last block makes only the removed patches
     ends = 3 * (50 * 768 * width + 147 * width * 768)
-    assert vit_base().heads["mae"] == pytest.approx(2 * 2 * (decoder + ends), rel=0.01)
+    assert vit_base().heads["mae"] == pytest.approx(2 * 2 * (decoder + ends), rel=2e-3)
 
 
-def test_a_tenth_of_the_published_cost_is_gone() -> None:
+def test_an_eighth_of_the_published_cost_is_gone() -> None:
     # The published code takes about 399 GMAC a pair at these settings, of which 11 % can go with the same results:
     # a teacher pass on one crop, heads on tokens nobody reads, and a second reading of the captions by the teacher.
-    assert vit_base().flops / 2 == pytest.approx(399e9 * 0.89, rel=0.02)
+    # What last blocks need not make is 3 % more.
+    assert vit_base().flops / 2 == pytest.approx(399e9 * 0.86, rel=0.01)
 
 
 def test_parameters_of_vit_base() -> None:
@@ -99,6 +109,11 @@ def test_parts_add_up_to_a_real_step(backward: str) -> None:
     counted = cost_of(recipe, caption_tokens=12)
     assert counted.flops * len(batch) == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert sum(counted.flops_of(name) for name in counted.heads) == pytest.approx(counted.flops, rel=1e-9)
+
+
+def test_no_matrix_product_is_computed_again_unless_blocks_are() -> None:
+    plain, some, whole = (cost_of(tiny(f"efficiency.checkpointing={how}")) for how in ("none", "pointwise", "blocks"))
+    assert some.flops == plain.flops < whole.flops
 
 
 def test_an_objective_left_out_costs_nothing() -> None:

@@ -9,6 +9,7 @@ from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
 from runs import HERE
 
 from harmony.errors import UserError
+from harmony.models.recomputing import set_checkpointing
 from harmony.models.text import TextTower
 from harmony.models.vision import ImageTower
 from harmony.objectives.base import ImageRequest
@@ -28,9 +29,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         seen.append((self, [tuple(s.pixels.shape) for s in segments]))
         return encode(self, segments)
 
-    def watched_read(self, ids, replace=None, attention="causal"):
-        seen.append((self, attention, replace is not None))
-        return read(self, ids, replace, attention)
+    def watched_read(self, ids, replace=None, attention="causal", pooled=False):
+        seen.append((self, attention, replace is not None, pooled))
+        return read(self, ids, replace, attention, pooled)
 
     monkeypatch.setattr(ImageTower, "encode_packed", watched_encode)
     monkeypatch.setattr(TextTower, "read", watched_read)
@@ -51,17 +52,19 @@ def test_passes_of_a_harmony_step(passes: list[tuple]):
     learner = learner_of(ALL)
     losses_of(learner, batch_of(learner, examples=4))
     teacher = [p[1:] for p in passes if p[0] in (learner.teacher.image, learner.teacher.text)]
-    assert teacher == [([(8, 3, 32, 32)],), ("causal", False)], "one image pass over the global crops, one text pass"
+    assert teacher == [([(8, 3, 32, 32)],), ("causal", False, False)], (
+        "one image pass over the global crops, one text pass"
+    )
     student = [p[1:] for p in passes if p[0] in (learner.student.image, learner.student.text)]
     assert student == [
-        ([(4, 3, 32, 32)],),  # the contrastive crop
-        ("causal", False),
         ([(8, 3, 32, 32), (12, 3, 16, 16)],),  # masked large and whole small crops, packed
         ([(8, 3, 32, 32)],),  # kept patches
-        ("bidirectional", True),
+        ([(4, 3, 32, 32)],),  # the contrastive crop
+        ("causal", False, True),  # of which the contrast reads the end token alone
+        ("bidirectional", True, False),
     ]
     groups = [group.objectives for group in learner.plan.groups]
-    assert groups == [("clip",), ("dino", "ibot"), ("mae",), ("mlm", "text_distillation")]
+    assert groups == [("dino", "ibot"), ("mae",), ("clip",), ("mlm", "text_distillation")]
 
 
 def test_a_joint_plan_packs_all_of_the_students_images(passes: list[tuple]):
@@ -139,21 +142,26 @@ def test_signs_of_a_logged_step():
     assert all(value.ndim == 0 and not value.requires_grad for value in signs.values())
 
 
-def test_compiled_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("how", ["none", "pointwise"])
+def test_compiled_blocks_change_nothing(how: str, monkeypatch: pytest.MonkeyPatch):
     """The blocks are captured whole, for every packing of a step. The backend is the one that takes no minutes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     plain, compiled = learner_of(ALL, drop_path=0.3), learner_of(ALL, drop_path=0.3)
     compile_blocks(compiled)
-    expected, found = (losses_of(x, batch_of(x)) for x in (plain, compiled))
-    for name, loss in found.items():
-        assert torch.allclose(loss, expected[name], rtol=1e-12)
+    set_checkpointing(compiled, how)
+    _assert_same_gradients(plain, compiled)
 
 
-def test_checkpointing_changes_nothing():
+@pytest.mark.parametrize("how", ["pointwise", "blocks"])
+def test_checkpointing_changes_nothing(how: str):
     plain, saving = learner_of(ALL, drop_path=0.3), learner_of(ALL, drop_path=0.3)
-    saving.student.checkpointing(True)
+    set_checkpointing(saving, how)
+    _assert_same_gradients(plain, saving)
+
+
+def _assert_same_gradients(*learners):
     gradients = []
-    for learner in (plain, saving):
+    for learner in learners:
         for group in learner.losses_by_group(batch_of(learner), CLOCK):
             group.total().backward()
         gradients.append([p.grad for p in learner.parameters() if p.grad is not None])

@@ -5,6 +5,7 @@ import gc
 import math
 import weakref
 from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from runs import HERE, tiny, tiny_trainer, weights
 
 from harmony.schedules import Clock
 from harmony.training.process import GarbageByHand, repeatable
+from harmony.training.settings import EfficiencyConfig
 from harmony.training.step import Stepper
 from harmony.training.trainer import Trainer
 
@@ -35,9 +37,21 @@ def plain():
     return _first_step(tiny_trainer())
 
 
-@pytest.mark.parametrize("setting", ["efficiency.backward=joint", "efficiency.checkpointing=blocks"])
-def test_efficiency_changes_no_result(plain, setting: str):
-    losses, gradients = _first_step(tiny_trainer(setting))
+def _every_setting() -> list[tuple[str, ...]]:
+    """Each value of each setting under `efficiency:` that is not the default, and all of those that work together."""
+    found = []
+    for name, field in EfficiencyConfig.model_fields.items():
+        values = (True, False) if field.annotation is bool else get_args(field.annotation)
+        assert values, f"say how efficiency.{name} is tried"
+        found += [(f"efficiency.{name}={value}".lower(),) for value in values if value != field.default]
+    together = [("efficiency.backward=joint", f"efficiency.checkpointing={how}") for how in ("pointwise", "blocks")]
+    # Where colours are changed, the next test tries; compiled blocks, tests/training/test_plan.py.
+    return [one for one in found if not one[0].startswith(("efficiency.augment", "efficiency.compile"))] + together
+
+
+@pytest.mark.parametrize("settings", _every_setting(), ids=" ".join)
+def test_efficiency_changes_no_result(plain, settings: tuple[str, ...]):
+    losses, gradients = _first_step(tiny_trainer(*settings))
     assert losses == pytest.approx(plain[0], rel=1e-9)
     assert gradients.keys() == plain[1].keys()
     for name, gradient in gradients.items():

@@ -4,14 +4,15 @@ Shapes: B images or captions, N patches, K kept patches, R removed ones, M maske
 width, T words.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from open_clip.transformer import QuickGELU, Transformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from harmony.models.text import VOCABULARY, Attention, attention_mask
+from harmony.models.recomputing import Checkpointing, Recomputing, through
+from harmony.models.text import VOCABULARY, Attention, text_block, visible
+from harmony.models.vision import PackedBlock, Packing
 
 
 def sine_cosine_positions(width: int, grid: tuple[int, int]) -> Tensor:
@@ -27,7 +28,7 @@ def sine_cosine_positions(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(Recomputing):
     """MAE's decoder: kept tokens, mask tokens in the gaps, positions, transformer blocks, pixels of the gaps.
 
     Attributes:
@@ -49,7 +50,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
+        self.blocks = image_blocks(width, heads, depth)
         self.norm = nn.LayerNorm(width)
         self.pixels = nn.Linear(width, patch * patch * 3)
         for module in self.modules():
@@ -78,14 +79,12 @@ class PixelDecoder(nn.Module):
 
     def features(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
         """(B, N - K, W), what the pixels of the removed patches are read from; arguments as for `forward`."""
-        x = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
-        x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(patches_at(x, removed))
+        seen = self.embed(torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1))
+        x = gaps_first(seen, self.mask_token, self.positions[0], kept, removed)
+        return self.norm(run_blocks(self.blocks, x, self.checkpointing, first=removed.shape[1]))
 
 
-class FeatureDecoder(nn.Module):
+class FeatureDecoder(Recomputing):
     """What patches that were removed would be encoded to: as MAE's decoder, at the encoder's own width, without pixels.
 
     Attributes:
@@ -97,7 +96,7 @@ class FeatureDecoder(nn.Module):
     def __init__(self, width: int, grid: tuple[int, int], depth: int, heads: int) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
+        self.blocks = image_blocks(width, heads, depth)
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -109,25 +108,46 @@ class FeatureDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, prefix: int, kept: Tensor, removed: Tensor) -> Tensor:
         """(B, prefix + K, D), (B, K) and (B, N - K) -> (B, N - K, D), arguments as those of `PixelDecoder`."""
-        x = torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
-        x = with_gaps_filled(x, self.mask_token, kept, self.positions.shape[1] - 1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(patches_at(x, removed))
+        seen = torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+        x = gaps_first(seen, self.mask_token, self.positions[0], kept, removed)
+        return self.norm(run_blocks(self.blocks, x, self.checkpointing, first=removed.shape[1]))
 
 
-def with_gaps_filled(x: Tensor, mask_token: Tensor, kept: Tensor, patches: int) -> Tensor:
-    """(B, 1 + K, W) class token and kept patches -> (B, 1 + N, W), the mask token wherever a patch was removed."""
-    gaps = mask_token.to(x.dtype).expand(len(x), patches, x.shape[-1])
-    return torch.cat([x[:, :1], gaps.scatter(1, kept[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])], dim=1)
+def image_blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
+    """A decoder's blocks, timm's as those of the tower are."""
+    return nn.ModuleList(PackedBlock(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
 
 
-def patches_at(x: Tensor, places: Tensor) -> Tensor:
-    """The patches at places (B, R) of (B, 1 + N, W): (B, R, W)."""
-    return x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpointing: Checkpointing, first: int) -> Tensor:
+    """(B, n, W) -> (B, first, W), one block after the other; the last makes no token but the first ones."""
+    *most, last = (cast(PackedBlock, block) for block in blocks)
+    images, length, _ = x.shape
+    packing, packed = Packing(((images, length),)), x.flatten(0, 1)
+    for block in most:
+        packed = through(block.packed, checkpointing, packed, packing)
+    return through(last.packed_first, checkpointing, packed, packing, [first]).unflatten(0, (images, first))
 
 
-class WordDecoder(nn.Module):
+def gaps_first(seen: Tensor, mask_token: Tensor, positions: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
+    """What a decoder begins with: mask tokens for the removed patches, then what was encoded, each with its position.
+
+    A transformer does not mind the order, and so those that are read come first.
+
+    Args:
+        seen: (B, 1 + K, W) class token and kept patches.
+        mask_token: (W,).
+        positions: (1 + N, W), the class token's first.
+        kept: (B, K) int64, places of the kept patches.
+        removed: (B, R) int64, those of the others.
+
+    Returns:
+        (B, R + 1 + K, W).
+    """
+    places = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
+    return torch.cat([mask_token + positions[removed + 1], seen + positions[places]], dim=1)
+
+
+class WordDecoder(Recomputing):
     """Masked words from the text tower's tokens: a small transformer, a norm, a linear layer over the vocabulary.
 
     The output has one entry more than the tokenizer's vocabulary, for the mask token, as in the published model.
@@ -143,7 +163,6 @@ class WordDecoder(nn.Module):
     ) -> None:
         super().__init__()
         act = QuickGELU if activation == "quick_gelu" else nn.GELU
-        self.heads = heads
         self.transformer = Transformer(width, layers, heads, act_layer=act)
         self.norm = nn.LayerNorm(width)
         self.words = nn.Linear(width, VOCABULARY + 1)
@@ -172,5 +191,7 @@ class WordDecoder(nn.Module):
         Returns:
             (M, vocabulary + 1).
         """
-        x = self.transformer(tokens, attn_mask=attention_mask(tokens.shape[1], self.heads, end, attention))
+        x, seen = tokens, visible(tokens.shape[1], end, attention)
+        for block in self.transformer.resblocks:
+            x = through(text_block, self.checkpointing, block, x, seen)
         return self.words(self.norm(x.flatten(0, 1)[index]))

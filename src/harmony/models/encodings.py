@@ -12,8 +12,10 @@ class ImageEncoding:
     """Tokens of images after the final norm, with any leading shape (B, ...) or (V, B, ...).
 
     Attributes:
-        tokens: (..., prefix + N, D): class token, registers, patches (only the kept ones in a kept-token pass).
+        tokens: (..., prefix + N, D): class token, registers, patches (only the kept ones in a kept-token pass); of a
+            pooled pass the class token alone.
         prefix: number of class and register tokens.
+        length: tokens an image that were encoded.
         project: the tower's projection of a token into the shared space.
         layers: outputs of the blocks that were asked for, by index, before the final norm, shaped as `tokens`.
         attention: (..., N), how the class token divides its attention over the patches in the last block, mean over the
@@ -22,6 +24,7 @@ class ImageEncoding:
 
     tokens: Tensor
     prefix: int
+    length: int
     project: Callable[[Tensor], Tensor]
     layers: dict[int, Tensor] = field(default_factory=dict)
     attention: Tensor | None = None
@@ -34,6 +37,7 @@ class ImageEncoding:
     @property
     def patches(self) -> Tensor:
         """(..., N, D), the patch tokens."""
+        assert self.tokens.shape[-2] == self.length, "of a pooled pass there is the class token alone"
         return self.tokens[..., self.prefix :, :]
 
     def embed(self) -> Tensor:
@@ -60,14 +64,16 @@ class TextEncoding:
     """Tokens of captions before the final norm.
 
     Attributes:
-        tokens: (B, T, D).
-        end: (B,) int64, position of each caption's end token.
+        tokens: (B, T, D); the end token alone, (B, 1, D), in a pooled pass.
+        end: (B,) int64, position of each caption's end token among `tokens`.
+        length: T, tokens a caption that were read.
         norm: the tower's final norm.
         project: the tower's projection of a normed token into the shared space.
     """
 
     tokens: Tensor
     end: Tensor
+    length: int
     norm: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
 
@@ -78,6 +84,7 @@ class TextEncoding:
 
     def embed_words(self) -> Tensor:
         """(B, T, E), every token in the space shared with images, not normalised; `counted` tells them from padding."""
+        assert self.tokens.shape[1] == self.length, "of a pooled reading there is the end token alone"
         return self.project(self.norm(self.tokens))
 
     @property

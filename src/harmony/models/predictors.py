@@ -4,13 +4,13 @@ Shapes: B images, C context patches, T target blocks of L patches, D encoder wid
 """
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from harmony.models.decoders import sine_cosine_positions
+from harmony.models.decoders import image_blocks, run_blocks, sine_cosine_positions
+from harmony.models.recomputing import Recomputing
 
 
-class BlockPredictor(nn.Module):
+class BlockPredictor(Recomputing):
     """I-JEPA's predictor (arXiv 2301.08243, section 3): a narrow transformer that is asked for one block at a time.
 
     A block is asked for by a mask token at each of its places: one learned vector, and the place's position.
@@ -25,7 +25,7 @@ class BlockPredictor(nn.Module):
         super().__init__()
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
+        self.blocks = image_blocks(width, heads, depth)
         self.norm = nn.LayerNorm(width)
         self.features = nn.Linear(width, encoder_width)
         for module in self.modules():
@@ -54,7 +54,6 @@ class BlockPredictor(nn.Module):
         places = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
         seen = seen + self.positions[places]
         asked = (self.mask_token + self.positions[blocks + 1]).flatten(0, 1)  # (B * T, L, W)
-        x = torch.cat([seen.repeat_interleave(targets, dim=0), asked.to(seen.dtype)], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.features(self.norm(x[:, -length:])).unflatten(0, (-1, targets))
+        x = torch.cat([asked.to(seen.dtype), seen.repeat_interleave(targets, dim=0)], dim=1)
+        x = run_blocks(self.blocks, x, self.checkpointing, first=length)
+        return self.features(self.norm(x)).unflatten(0, (-1, targets))

@@ -28,12 +28,6 @@ class Towers(nn.Module):
         self.image = ImageTower(config.image, size, config.embed)
         self.text = TextTower(config.text, config.embed) if config.text else None
 
-    def checkpointing(self, enabled: bool) -> None:
-        """Whether training recomputes each block's activations in the backward pass instead of keeping them."""
-        self.image.checkpointing = enabled
-        if self.text is not None:
-            self.text.checkpointing = enabled
-
 
 def slow_copy(module: ModuleT) -> ModuleT:
     """A frozen copy in evaluation mode, for a teacher to keep up to date."""

@@ -15,14 +15,14 @@ from typing import Any, Literal, cast
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from harmony.chance import Chance
 from harmony.errors import UserError, unknown
 from harmony.models.encodings import ImageEncoding
+from harmony.models.recomputing import Recomputing, keeping_inputs, through
 from harmony.models.settings import ImageConfig
 
 
@@ -36,6 +36,7 @@ class Segment:
         keep: (B, K) int64, the only patches that enter the sequence.
         layers: blocks whose outputs are wanted too.
         attention: whether the class token's attention in the last block is wanted too.
+        pooled: whether nothing but the class token is read of the output.
         chance: (B) streams for stochastic depth; none is applied without.
     """
 
@@ -44,6 +45,7 @@ class Segment:
     keep: Tensor | None = None
     layers: tuple[int, ...] = ()
     attention: bool = False
+    pooled: bool = False
     chance: Chance | None = None
 
 
@@ -58,35 +60,82 @@ class Packing:
         pieces = tokens.split([images * length for images, length in self.shapes])
         return [piece.unflatten(0, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
+    def first(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        """Of (S, D), the first tokens of every image, `counts` of them for each size."""
+        pieces = zip(self.split(tokens), counts, strict=True)
+        return torch.cat([piece[:, :count].flatten(0, 1) for piece, count in pieces])
+
+    def shortened(self, counts: Sequence[int]) -> "Packing":
+        """How the result of `first` lies."""
+        return Packing(tuple((images, count) for (images, _), count in zip(self.shapes, counts, strict=True)))
+
 
 class PackedBlock(Block):
     """timm's block that also takes tokens laid end to end. Its parameters and their names are timm's."""
 
-    def packed(self, x: Tensor, packing: Packing, keep: Tensor | None = None) -> Tensor:
+    def packed(self, x: Tensor, packing: Packing, keep: Tensor | None = None, lean: bool = False) -> Tensor:
         """One block on packed tokens.
 
         Args:
             x: (S, D) tokens.
             packing: where one image ends and the next begins.
             keep: (2, S, 1) factors of the two residual branches (stochastic depth), or None.
+            lean: whether norms and activations are computed again in the backward pass.
 
         Returns:
             (S, D).
         """
-        attended = self.ls1(_attend(cast(Attention, self.attn), self.norm1(x), packing))
+        attended = self.ls1(_attend(cast(Attention, self.attn), self.norm1, x, packing, lean))
         x = x + (attended if keep is None else attended * keep[0].to(attended.dtype))
-        mixed = self.ls2(self.mlp(self.norm2(x)))
+        mixed = self.ls2(_mix(self.mlp, self.norm2, x, lean))
         return x + (mixed if keep is None else mixed * keep[1].to(mixed.dtype))
 
+    def packed_first(
+        self, x: Tensor, packing: Packing, counts: Sequence[int], keep: Tensor | None = None, lean: bool = False
+    ) -> Tensor:
+        """As `packed`, but only the first tokens of every image are made, `counts` of them for each size.
 
-def _attend(attn: Attention, x: Tensor, packing: Packing) -> Tensor:
-    """timm's self-attention, run separately for each size of a packed sequence."""
+        They attend to all tokens; what else a block does, it does for each token alone.
+        """
+        attn, short = cast(Attention, self.attn), packing.shortened(counts)
+        normed = self.norm1(x)
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        q_size = attn.num_heads * attn.head_dim
+        q = F.linear(packing.first(normed, counts), weight[:q_size], None if bias is None else bias[:q_size])
+        kv = F.linear(normed, weight[q_size:], None if bias is None else bias[q_size:])
+        out = []
+        for one, both in zip(short.split(q), packing.split(kv), strict=True):
+            query = one.unflatten(2, (attn.num_heads, attn.head_dim)).transpose(1, 2)
+            key, value = both.unflatten(2, (2, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+            out.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
+        x = packing.first(x, counts)
+        rates = None if keep is None else [packing.first(rate, counts) for rate in keep]
+        attended = self.ls1(attn.proj(_inner_norm(attn)(torch.cat(out))))
+        x = x + (attended if rates is None else attended * rates[0].to(attended.dtype))
+        mixed = self.ls2(_mix(self.mlp, self.norm2, x, lean))
+        return x + (mixed if rates is None else mixed * rates[1].to(mixed.dtype))
+
+
+def _attend(attn: Attention, norm: nn.Module, x: Tensor, packing: Packing, lean: bool) -> Tensor:
+    """timm's self-attention on normed tokens, run separately for each size of a packed sequence."""
     out = []
-    for qkv in packing.split(attn.qkv(x)):
+    for qkv in packing.split(keeping_inputs(lambda x: attn.qkv(norm(x)), x, lean=lean)):
         q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
         out.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
-    return attn.proj(_inner_norm(attn)(torch.cat(out) if len(out) > 1 else out[0]))
+    inner = _inner_norm(attn)
+    if len(out) == 1:
+        return attn.proj(inner(out[0]))
+    return keeping_inputs(lambda *pieces: attn.proj(inner(torch.cat(pieces))), *out, lean=lean)
+
+
+def _mix(mlp: nn.Module, norm: nn.Module, x: Tensor, lean: bool) -> Tensor:
+    """timm's MLP on normed tokens."""
+    if not lean or type(mlp) is not Mlp:
+        return keeping_inputs(lambda x: mlp(norm(x)), x, lean=lean)
+    hidden = keeping_inputs(lambda x: mlp.fc1(norm(x)), x)
+    return keeping_inputs(lambda hidden: mlp.fc2(mlp.norm(mlp.act(hidden))), hidden)
 
 
 @torch.no_grad()
@@ -109,7 +158,7 @@ def class_attention(block: Block, tokens: Tensor, prefix: int) -> Tensor:
     return scores.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
 
 
-class ImageTower(nn.Module):
+class ImageTower(Recomputing):
     """A timm ViT, a mask token and a projection into the space shared with captions.
 
     Attributes:
@@ -144,7 +193,6 @@ class ImageTower(nn.Module):
         self.drop_path = [config.drop_path * block / max(self.depth - 1, 1) for block in range(self.depth)]
         self.register_buffer("drop_rates", torch.tensor(self.drop_path), persistent=False)
         self._resize: dict[tuple[tuple[int, int], torch.dtype, torch.device], Tensor] = {}
-        self.checkpointing = False
         self.mask_token = nn.Parameter(torch.zeros(self.width))
         self.proj = nn.Linear(self.width, embed, bias=False)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -160,7 +208,7 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E), the images in the space shared with captions."""
-        return self.encode(pixels).embed()
+        return self.encode_packed([Segment(pixels, pooled=True)])[0].embed()
 
     def encode_packed(self, segments: Sequence[Segment]) -> list[ImageEncoding]:
         """Encode several groups of images, each of one size, in one pass over the blocks."""
@@ -171,14 +219,17 @@ class ImageTower(nn.Module):
         wanted = {layer % self.depth for segment in segments for layer in segment.layers}
         taken: dict[int, list[Tensor]] = {}
         entered: list[Tensor] = []
+        lengths = [length for _, length in packing.shapes]
+        counts = [1 if s.pooled and not s.layers else n for s, n in zip(segments, lengths, strict=True)]
         for index, block in enumerate(cast(Iterable[PackedBlock], self.trunk.blocks)):
             rates = None if keep is None or self.drop_path[index] == 0 else keep[index]
             if index == self.depth - 1 and any(segment.attention for segment in segments):
                 entered = packing.split(x)
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block.packed, x, packing, rates, use_reentrant=False)
+            if index == self.depth - 1 and counts != lengths:
+                x = through(block.packed_first, self.checkpointing, x, packing, counts, rates)
+                packing = packing.shortened(counts)
             else:
-                x = block.packed(x, packing, rates)
+                x = through(block.packed, self.checkpointing, x, packing, rates)
             if index in wanted:
                 taken[index] = packing.split(x)
         last = cast(Block, self.trunk.blocks[-1])
@@ -187,6 +238,7 @@ class ImageTower(nn.Module):
             ImageEncoding(
                 finals[i],
                 self.prefix,
+                lengths[i],
                 self.proj,
                 {layer: taken[layer % self.depth][i] for layer in segment.layers},
                 class_attention(last, entered[i], self.prefix) if segment.attention else None,

@@ -35,6 +35,7 @@ class ImageRequest:
         keep: name of a mask whose hidden patches are left out of the sequence altogether.
         layers: indices of blocks whose outputs are wanted as well.
         attention: whether the class token's attention over the patches in the last block is wanted as well.
+        pooled: whether of the output nothing but the class token is read, so that the last block makes no other.
     """
 
     view: str
@@ -44,6 +45,7 @@ class ImageRequest:
     keep: str | None = None
     layers: tuple[int, ...] = ()
     attention: bool = False
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class TextRequest:
         model: "student", "teacher" or the name of a frozen model.
         replace: name of a mask whose words are replaced by the mask token.
         attention: whether a word sees the words before it, or those on both sides.
+        pooled: whether of the output nothing but the end token is read.
     """
 
     stream: str = "caption"
     model: ModelName = "student"
     replace: str | None = None
     attention: Literal["causal", "bidirectional"] = "causal"
+    pooled: bool = False
 
 
 Request = ImageRequest | TextRequest

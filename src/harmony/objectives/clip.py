@@ -57,10 +57,10 @@ class Clip(Objective):
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
         crops = tuple(range(config.crops))
-        self.image = ImageRequest(config.view, crops=crops, keep=config.keep)
-        self.text = TextRequest()
-        self.slow_image = ImageRequest(config.view, crops=crops, model="teacher")
-        self.slow_text = TextRequest(model="teacher")
+        self.image = ImageRequest(config.view, crops=crops, keep=config.keep, pooled=True)
+        self.text = TextRequest(pooled=True)
+        self.slow_image = ImageRequest(config.view, crops=crops, model="teacher", pooled=True)
+        self.slow_text = TextRequest(model="teacher", pooled=True)
 
     @property
     def has_soft_targets(self) -> bool:
@@ -108,7 +108,7 @@ class Clip(Objective):
         """
         pairs = len(local) * ranks.count()
         place = torch.arange(len(local), device=local.device) + ranks.rank() * len(local)
-        own = F.one_hot(place, pairs).to(local.dtype)
+        own = (place[:, None] == torch.arange(pairs, device=local.device)).to(local.dtype)
         if self.config.label_smoothing:
             own = own.lerp(torch.full_like(own, 1 / pairs), self.config.label_smoothing)
         return own, own

@@ -57,12 +57,12 @@ class Dino(PrototypeObjective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         self.own_head(towers.image.width, config.head)
-        self.teacher = ImageRequest(config.view, model="teacher")
+        self.teacher = ImageRequest(config.view, model="teacher", pooled=True)
         self.student: list[ImageRequest] = []
         if config.student_sees == "all":
-            self.student.append(ImageRequest(config.view, replace=config.mask, keep=config.keep))
+            self.student.append(ImageRequest(config.view, replace=config.mask, keep=config.keep, pooled=True))
         if config.local_view is not None:
-            self.student.append(ImageRequest(config.local_view))
+            self.student.append(ImageRequest(config.local_view, pooled=True))
         elif views[config.view].count == 1:
             raise UserError(
                 f"objective dino compares different crops of an image, and there is one; set "

@@ -42,7 +42,7 @@ class Koleo(Objective):
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
-        self.student = ImageRequest(config.view, replace=config.mask)
+        self.student = ImageRequest(config.view, replace=config.mask, pooled=True)
 
     def requests(self) -> Sequence[Request]:
         return [self.student]

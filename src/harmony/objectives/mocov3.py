@@ -52,8 +52,8 @@ class Mocov3(Objective):
         self.predictor = mlp(config.head.output, config.predictor, config.head.output)
         self.teacher_head = slow_copy(self.head)
         self.queue = Queue(config.queue, config.head.output) if config.queue else None
-        self.student = ImageRequest(config.view, crops=(0, 1))
-        self.teacher = ImageRequest(config.view, crops=(0, 1), model="teacher")
+        self.student = ImageRequest(config.view, crops=(0, 1), pooled=True)
+        self.teacher = ImageRequest(config.view, crops=(0, 1), model="teacher", pooled=True)
         if config.freeze_patches:
             towers.image.trunk.patch_embed.requires_grad_(False)
 

@@ -41,7 +41,7 @@ class Simclr(Objective):
                 f"views.{config.view}.count=2"
             )
         self.head = projector(towers.image.width, config.head)
-        self.student = ImageRequest(config.view)
+        self.student = ImageRequest(config.view, pooled=True)
 
     def requests(self) -> Sequence[Request]:
         return [self.student]

@@ -64,9 +64,9 @@ class Swav(Objective):
         self._renormalise()
         crops = views[config.view].count if config.view in views else 1
         self.queues = nn.ModuleList(Queue(config.queue, config.head.output) for _ in range(crops) if config.queue)
-        self.student = [ImageRequest(config.view)]
+        self.student = [ImageRequest(config.view, pooled=True)]
         if config.local_view is not None:
-            self.student.append(ImageRequest(config.local_view))
+            self.student.append(ImageRequest(config.local_view, pooled=True))
         elif config.view in views and crops == 1:
             raise UserError(
                 f"objective swav compares different crops of an image, and there is one; set "

@@ -48,7 +48,7 @@ class Vicreg(Objective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         self.head = projector(towers.image.width, config.head)
-        self.student = ImageRequest(config.view, crops=(0, 1))
+        self.student = ImageRequest(config.view, crops=(0, 1), pooled=True)
 
     def requests(self) -> Sequence[Request]:
         return [self.student]

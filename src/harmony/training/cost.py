@@ -149,7 +149,7 @@ def _passes(learner: Learner, batch: Batch) -> Iterator[Pass]:
                 passes.model,
                 request,
                 tuple(name for name in _active(learner) if _asks(learner, name, request, passes)),
-                tokens=encoding.tokens[..., 0].numel() / len(batch),
+                tokens=encoding.tokens[..., 0, 0].numel() * encoding.length / len(batch),
                 flops=flops / len(batch),
             )
 

@@ -14,6 +14,7 @@ from harmony.errors import UserError
 from harmony.interchange.frozen import frozen_models
 from harmony.interchange.start import start_from
 from harmony.models.frozen import FrozenModel
+from harmony.models.recomputing import set_checkpointing
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
 from harmony.models.vision import PackedBlock
@@ -225,9 +226,9 @@ def build_learner(recipe: "Recipe") -> Learner:
     for objective in objectives.values():
         objective.meet({name: model.image for name, model in frozen.items()})
         objective.borrow(objectives)
-    towers.checkpointing(recipe.efficiency.checkpointing == "blocks")
     joint = recipe.efficiency.backward == "joint"
     learner = Learner(towers, objectives, recipe.views, joint, frozen).train()
+    set_checkpointing(learner, recipe.efficiency.checkpointing)
     if recipe.efficiency.compile:
         compile_blocks(learner)
     return learner
@@ -239,6 +240,7 @@ def compile_blocks(learner: Learner) -> None:
         for block in learner.model(name).image.trunk.blocks:
             assert isinstance(block, PackedBlock)
             block.packed = torch.compile(block.packed, dynamic=True)  # type: ignore[method-assign]
+            block.packed_first = torch.compile(block.packed_first, dynamic=True)  # type: ignore[method-assign]
 
 
 def _named(objective: str, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -260,7 +262,7 @@ def _signs_of_features(encoded: Encoded) -> dict[str, Tensor]:
             features[f"{request.model}_text"] = encoded.text(request).embed()
         elif request.keep is None:
             encoding, name = encoded.image(request), f"{request.model}_image"
-            if encoding.tokens.shape[-2] > largest.get(name, 0):
-                largest[name] = encoding.tokens.shape[-2]
+            if encoding.length > largest.get(name, 0):
+                largest[name] = encoding.length
                 features[name] = encoding.cls[0]
     return {f"{name}/{sign}": v for name, x in features.items() for sign, v in feature_signs(x.float()).items()}

@@ -1,10 +1,11 @@
 """The plan: what all objectives request, merged into the fewest encoder passes.
 
-Equal requests are encoded once, and requests that differ only in crops, layers or attention are one pass over the
-union. Passes of one image tower that belong to the same group run packed, as one. Objectives that share a pass of the
-student form a group; groups run one after the other, each freed by its backward pass before the next begins, unless the
-plan is joint, in which case there is one group. The teacher's passes and those of frozen models run once for all
-groups, without gradients and before them, and masks that the teacher guides are drawn in between.
+Equal requests are encoded once, and requests that differ only in crops or in what they read of the output (layers,
+attention, the class token alone) are one pass over the union. Passes of one image tower that belong to the same group
+run packed, as one. Objectives that share a pass of the student form a group; groups run one after the other, each freed
+by its backward pass before the next begins, unless the plan is joint, in which case there is one group. The teacher's
+passes and those of frozen models run once for all groups, without gradients and before them, and masks that the teacher
+guides are drawn in between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ class Plan:
         views: names of the views that are encoded.
         teacher: the teacher's passes, shared by all groups.
         frozen: those of each frozen model, likewise.
-        groups: groups in the order of their first objective in the recipe.
+        groups: those that encode most pixels first, while fewest gradients lie in memory; else in the recipe's order.
         guided: masks that are drawn from the teacher's encodings, by name; those that some objective uses.
         asked: by objective, its requests and those of the guided masks it uses.
     """
@@ -95,10 +96,11 @@ class Plan:
         self.views = {request.view for request in every if isinstance(request, ImageRequest)}
         self.teacher = _merge("teacher", every, views)
         self.frozen = [passes for model in frozen if (passes := _merge(model, every, views))]
-        self.groups = [
+        groups = [
             Group(names, _merge("student", [r for name in names for r in requests[name]], views))
             for names in _tie(requests, joint)
         ]
+        self.groups = sorted(groups, key=lambda group: _pixels(group.student, views), reverse=True)
 
     def with_guided(self, batch: Batch, teacher: Encoded) -> Batch:
         """The batch with the masks that the teacher's encodings guide."""
@@ -116,7 +118,7 @@ def encode(passes: Passes, towers: Towers | FrozenModel, batch: Batch) -> Encode
     for text in passes.texts:
         assert towers.text is not None
         hidden = batch.masks[text.replace].masked if text.replace else None
-        done[text] = towers.text.read(batch.captions[text.stream], hidden, text.attention)
+        done[text] = towers.text.read(batch.captions[text.stream], hidden, text.attention, text.pooled)
     return Encoded({asked: _part(asked, merged, done[merged]) for asked, merged in passes.asked.items()})
 
 
@@ -132,6 +134,7 @@ def _segment(request: ImageRequest, batch: Batch) -> Segment:
         keep=_pick(kept, crops).flatten(0, 1) if kept is not None else None,
         layers=request.layers,
         attention=request.attention,
+        pooled=request.pooled,
         chance=batch.chance.branches(streams),
     )
 
@@ -160,23 +163,27 @@ def _part(asked: Request, merged: Request, encoding: ImageEncoding | TextEncodin
 
 
 def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConfig]) -> Passes:
-    """Requests of one model that differ only in crops, layers or attention become one over the union."""
+    """Requests of one model that differ only in what they want of the same pass become one over the union."""
     passes = Passes(model)
+    readings: dict[TextRequest, list[TextRequest]] = {}
     families: dict[ImageRequest, list[ImageRequest]] = {}
     for request in requests:
         if request.model != model:
             continue
         if isinstance(request, TextRequest):
-            if request not in passes.texts:
-                passes.texts.append(request)
-            passes.asked[request] = request
+            readings.setdefault(replace(request, pooled=False), []).append(request)
         else:
             families.setdefault(_family_of(request), []).append(request)
+    for reading, readers in readings.items():
+        whole = replace(reading, pooled=all(reader.pooled for reader in readers))
+        passes.texts.append(whole)
+        passes.asked |= dict.fromkeys(readers, whole)
     for family, members in families.items():
         crops = sorted({crop for member in members for crop in _crops(member, views)})
         layers = sorted({layer for member in members for layer in member.layers})
         attention = any(member.attention for member in members)
-        merged = replace(family, crops=tuple(crops), layers=tuple(layers), attention=attention)
+        pooled = all(member.pooled for member in members)
+        merged = replace(family, crops=tuple(crops), layers=tuple(layers), attention=attention, pooled=pooled)
         passes.images.append(merged)
         passes.asked |= dict.fromkeys(members, merged)
     return passes
@@ -184,6 +191,11 @@ def _merge(model: str, requests: Sequence[Request], views: Mapping[str, ViewConf
 
 def _crops(request: ImageRequest, views: Mapping[str, ViewConfig]) -> tuple[int, ...]:
     return tuple(range(views[request.view].count)) if request.crops is None else request.crops
+
+
+def _pixels(passes: Passes, views: Mapping[str, ViewConfig]) -> int:
+    """Of one example, an upper bound: patches that are left out count too."""
+    return sum(len(_crops(request, views)) * views[request.view].size ** 2 for request in passes.images)
 
 
 def _tie(requests: Mapping[str, Sequence[Request]], joint: bool) -> list[tuple[str, ...]]:
@@ -201,11 +213,11 @@ def _tie(requests: Mapping[str, Sequence[Request]], joint: bool) -> list[tuple[s
 
 
 def _family(request: Request) -> Request:
-    return _family_of(request) if isinstance(request, ImageRequest) else request
+    return _family_of(request) if isinstance(request, ImageRequest) else replace(request, pooled=False)
 
 
 def _family_of(request: ImageRequest) -> ImageRequest:
-    return replace(request, crops=None, layers=(), attention=False)
+    return replace(request, crops=None, layers=(), attention=False, pooled=False)
 
 
 def _masks(request: Request) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def rehearse(recipe: Recipe, caption_tokens: int, processes: int = 1) -> Rehears
             f"train.accumulate {recipe.train.accumulate}; make it a multiple of {parts}"
         )
     learner = _empty_learner(recipe)
-    drawn = _batch(recipe, learner, recipe.data.batch_size // parts, caption_tokens)
+    drawn = without_pixels(recipe, learner, recipe.data.batch_size // parts, caption_tokens)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         learner.to_empty(device="cpu")
         sizes = {name: (view.count, len(drawn), 3, view.size, view.size) for name, view in recipe.views.items()}
@@ -67,9 +67,9 @@ def _empty_learner(recipe: Recipe) -> Learner:
         return build_learner(without_init(recipe).model_copy(update={"efficiency": efficiency}))
 
 
-def _batch(recipe: Recipe, learner: Learner, examples: int, caption_tokens: int) -> Batch:
-    """A batch with everything but pixels: captions of one length, and masks as the recipe draws them."""
-    chance = Chance.of_examples(recipe.train.seed, 0, torch.arange(examples))
+def without_pixels(recipe: Recipe, learner: Learner, examples: int, caption_tokens: int, epoch: int = 0) -> Batch:
+    """A batch with everything but pixels: captions of one length, and masks as the recipe draws them in an epoch."""
+    chance = Chance.of_examples(recipe.train.seed, epoch, torch.arange(examples))
     batch = Batch([str(number) for number in range(examples)], chance)
     if recipe.model.text is not None:
         words = max(1, min(caption_tokens, recipe.model.text.context) - 2)

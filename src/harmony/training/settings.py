@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from harmony.models.recomputing import Checkpointing
 from harmony.schedules import Duration, DurationField, NonNegative, Schedule, Share
 
 
@@ -110,8 +111,10 @@ class EfficiencyConfig(_Settings):
         description="sequential runs backward as soon as a group of objectives has its losses, so that its activations "
         "are freed before the next group runs; joint runs one backward over the sum",
     )
-    checkpointing: Literal["none", "blocks"] = Field(
-        "none", description="blocks keeps only the inputs of the towers' blocks and computes the rest again in backward"
+    checkpointing: Checkpointing = Field(
+        "none",
+        description="what is computed again in backward instead of kept: pointwise, norms and activations but no "
+        "matrix product; blocks, all that is inside the blocks of towers and decoders",
     )
     compile: bool = Field(False, description="compile the image towers' blocks with torch.compile")
     deterministic: bool = Field(

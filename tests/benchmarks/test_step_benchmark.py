@@ -1,0 +1,114 @@
+"""The benchmark of the step runs, and what it reports adds up."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import meetings, step
+
+TINY = (
+    "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 2, heads: 2, drop_path: 0.3}",
+    "model.text={width: 16, layers: 1, heads: 2, context: 16}",
+    "model.embed=16",
+    "views.global={size: 32}",
+    "views.local={count: 2, size: 16}",
+    "objectives.dino.head={prototypes: 24, hidden: 16, bottleneck: 8}",
+    "objectives.mae.decoder={width: 16, depth: 1, heads: 2}",
+    "objectives.text_distillation.head={prototypes: 24, hidden: 16, bottleneck: 8}",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("step") / "step.json"
+    step.main(
+        ["quickstart", *TINY, "--batch=4", "--steps=2", "--warmup=1", "--profile=5", "--device=cpu", f"--json={out}"]
+    )
+    return json.loads(out.read_text())
+
+
+def test_parts_add_up_to_the_step(found: dict):
+    whole = sum(found["steps_s"]) / 2  # of two values the median is the mean
+    assert sum(found["parts_s"].values()) == pytest.approx(whole, rel=0.05)
+    named = {"teacher", "clip: forward", "dino+ibot: backward", "mae: forward", "update: optimiser", "update: teacher"}
+    assert named <= set(found["parts_s"])
+
+
+def test_rates_follow_from_the_time_and_the_count_of_operations(found: dict):
+    assert found["pairs_per_s"] == pytest.approx(4 / found["step_s"])
+    assert found["flops_per_s"] == pytest.approx(found["flops_per_pair"] * found["pairs_per_s"])
+    assert found["utilisation"] == pytest.approx(found["flops_per_s"] / found["matmul_flops_per_s"])
+    assert found["caption_tokens"] == 16, "as many as the context holds"
+
+
+def test_memory_grows_from_the_empty_process_to_the_peak(found: dict):
+    memory = found["memory_gib"]
+    assert 0 < memory["empty"] <= memory["ready"] <= memory["peak"]
+
+
+def test_the_profile_lists_the_longest_first(found: dict):
+    seconds = [kernel["s"] for kernel in found["kernels"]]
+    assert len(seconds) == 5
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_the_step_meets_the_host_where_it_reads_its_losses(found: dict):
+    assert found["host_waits"] == sum(found["host_waits_at"].values())
+    assert set(found["host_waits_at"]) and all("training/step.py" in place for place in found["host_waits_at"])
+
+
+def test_a_recipe_of_images_alone_is_measured_too(tmp_path: Path):
+    out = tmp_path / "mae.json"
+    small = ("model.image.width=16", "model.image.heads=2", "model.image.depth=1", "views.global.size=32")
+    decoder = "objectives.mae.decoder={width: 16, depth: 1, heads: 2}"
+    step.main(["mae-small", *small, decoder, "--batch=2", "--steps=1", "--warmup=1", "--device=cpu", f"--json={out}"])
+    assert json.loads(out.read_text())["caption_tokens"] == 0
+
+
+def _list(x: Tensor):
+    return x.tolist()
+
+
+def _number(x: Tensor):
+    return x.sum().item()
+
+
+def _choice(x: Tensor):
+    return 1 if x[0] > 0 else 0
+
+
+def _places(x: Tensor):
+    return x.nonzero()
+
+
+def _chosen(x: Tensor):
+    return x[x > 0]
+
+
+@pytest.mark.parametrize("reads", [_list, _number, _choice, _places, _chosen])
+def test_everything_that_would_wait_is_counted_once_where_it_stands(reads):
+    with meetings.counted(CPU) as waits:
+        reads(torch.arange(4.0))
+    assert dict(waits) == {f"tests/benchmarks/test_step_benchmark.py:{reads.__code__.co_firstlineno + 1}": 1}
+
+
+def test_arithmetic_does_not_wait():
+    x = torch.randn(4, requires_grad=True)
+    with meetings.counted(CPU) as waits:
+        (x[torch.tensor([0, 2])].exp() @ x[:2]).backward()
+    assert not waits
+
+
+def test_the_options_reach_the_recipe():
+    recipe = step.recipe_of("clip", ["efficiency.checkpointing=blocks"], "vit_small_patch16_224", 6, "bf16")
+    assert (recipe.model.image.name, recipe.data.batch_size, recipe.train.precision) == (
+        "vit_small_patch16_224",
+        6,
+        "bf16",
+    )
+    assert recipe.efficiency.checkpointing == "blocks"
+    assert recipe.efficiency.augment == "worker"
