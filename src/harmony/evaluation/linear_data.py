@@ -88,7 +88,8 @@ class Inputs:
         """(N, L, D) class tokens and (N, D) mean patches -> (N, layers * D), or (N, (layers + 1) * D).
 
         Args:
-            cls, patches: of all images.
+            cls: class tokens of all images.
+            patches: mean patches of all images.
             rows: the images wanted; nothing else is copied.
         """
         tokens = cls[:, -self.layers :][rows].flatten(1)
