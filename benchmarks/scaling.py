@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling                                         a small Harmony, 8 pairs a process
     python -m benchmarks.scaling quickstart --batch 16 --rounds 5 --json scaling.json
-    python -m benchmarks.scaling harmony --count 8 512 --batch 96        counted for a rank of many; nothing is run
+    python -m benchmarks.scaling harmony --batch 96 --count 8 512        counted for a rank of many; nothing is computed
 
 Every process has as many pairs as the one alone has, so two make twice as many a step. One process, two whose gradients
 cross while backward runs, and two whose gradients cross after it take turns. Data are random tensors, as in
@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ import torch.distributed as dist
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks import crossings, step
 from benchmarks.machine import described
 from harmony import ranks
 from harmony.recipe import Recipe
 from harmony.training import distributed
-from harmony.training.learner import Learner
 from harmony.training.optimiser import Gradients
 from harmony.training.reduction import Reduction
 from harmony.training.rehearsal import CLOCK, rehearse
@@ -48,6 +49,12 @@ SMALL = (
     "objectives.mae.decoder={width: 128, depth: 2, heads: 4}",
 )
 """What makes `harmony` small enough for a processor: the recipe that is measured unless another is named."""
+
+
+def recipe_of(name: str, overrides: list[str], batch: int) -> Recipe:
+    """A recipe with the batch of one process; nothing is drawn while a step runs, so that it can be rehearsed."""
+    name, given = ("harmony", [*SMALL, *overrides]) if name == "small" else (name, overrides)
+    return step.recipe_of(name, ["model.image.drop_path=0", *given], None, batch, "fp32")
 
 
 class After(Reduction):
@@ -82,7 +89,7 @@ def timed(recipe: Recipe, steps: int, after: bool) -> dict[str, Any]:
             "ranks": place.ranks,
             "steps_s": seconds,
             "processor_s": processor,
-            "waited_s": waited.seconds,
+            "waited_s": waited.seconds[:steps],
             "gradient_bytes": work.stepper.gradients.bytes,
             "crossing": crossings.by_part(found),
         }
@@ -149,57 +156,75 @@ def compared(ways: dict[str, Any], batch: int) -> dict[str, Any]:
     return found
 
 
-def count(recipe: Recipe, ranks_: int, tokens: int = 77) -> dict[str, Any]:
-    """What crosses between `ranks_` ranks in a step that is not logged, from a rehearsal of it on one of them.
+def count(recipe: Recipe, world: int, tokens: int = 77) -> dict[str, Any]:
+    """What crosses between `world` ranks in a step that is not logged, from a rehearsal of it on one of them.
 
     The few numbers that `Stepper` itself averages, one for each loss, are not in it.
 
     Args:
         recipe: its batch is that of one rank.
-        ranks_: how many.
+        world: how many ranks.
         tokens: of every caption.
     """
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    joined = recipe.data.model_copy(update={"batch_size": recipe.data.batch_size * ranks_})
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks_)
+    joined = recipe.data.model_copy(update={"batch_size": recipe.data.batch_size * world})
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
-        rehearsal = rehearse(recipe.model_copy(update={"data": joined}), tokens, ranks_)
+        rehearsal = rehearse(recipe.model_copy(update={"data": joined}), tokens, world)
         learner = rehearsal.learner
-        reduction = Reduction(Gradients(learner.parts(), recipe.optim).parameters)
+        gradients = Gradients(learner.parts(), recipe.optim)
+        reduction, last = Reduction(gradients.parameters), _Last(gradients)
         with crossings.counted() as found:
             reduction.begin()
             with rehearsal.mode:
-                for group in learner.losses_by_group(rehearsal.batch, CLOCK):
+                groups = learner.losses_by_group(rehearsal.batch, CLOCK)
+                while (group := next(groups, None)) is not None:
+                    last.group = "+".join(group.objectives)
                     group.total().backward()
             reduction.finish()
             with rehearsal.mode:
-                _centres(learner)
+                learner.after_update(CLOCK, momentum=0.9)
     finally:
         dist.destroy_process_group()
     found = [one for one in found if one.operation != "broadcast"]  # of the first step alone
     return {
-        "ranks": ranks_,
+        "ranks": world,
         "batch_of_a_rank": recipe.data.batch_size,
         "crossing": crossings.by_part(found),
+        "final_after": last.bytes(),
         "bytes_sent": {
-            "gradients": sum(one.sent(ranks_) for one in found if one.part == "gradients"),
-            "losses": sum(one.sent(ranks_) for one in found if one.part != "gradients"),
+            "gradients": sum(one.sent(world) for one in found if one.part == "gradients"),
+            "losses": sum(one.sent(world) for one in found if one.part != "gradients"),
         },
     }
 
 
-def _centres(learner: Learner) -> None:
-    learner.after_update(CLOCK, momentum=0.9)
+class _Last:
+    """Which group of objectives is the last to reach a parameter, so that its gradient can leave."""
+
+    def __init__(self, gradients: Gradients) -> None:
+        self.group = ""
+        self._of: dict[torch.nn.Parameter, str] = {}
+        for parameter in gradients.parameters:
+            parameter.register_post_accumulate_grad_hook(self._note)
+
+    def _note(self, parameter: torch.nn.Parameter) -> None:
+        self._of.pop(parameter, None)
+        self._of[parameter] = self.group
+
+    def bytes(self) -> dict[str, int]:
+        """Of the gradients that are final with a group, in the order of the step."""
+        found: dict[str, int] = {}
+        for parameter, group in self._of.items():
+            found[group] = found.get(group, 0) + parameter.nbytes
+        return found
 
 
 def table(found: dict[str, Any]) -> Table:
-    machine = found["machine"]
+    machine, load = found["machine"], found["load"]
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold cyan")
-    shown.title = (
-        f"{found['recipe']}, {found['batch']} pairs a process, one thread each\n{machine['device']}, load {found['load']}"
-    )
-    named = ("step, s", "pairs/s", "efficiency", "of the best", "of the processor", "waits for gradients, s", "MB a step")
+    busy = f"load {load['before']:.1f} to {load['after']:.1f}"
+    shown.title = f"{found['recipe']}, {found['batch']} pairs a process, one thread each\n{machine['device']}, {busy}"
+    named = ("step, s", "pairs/s", "efficiency", "of the best", "of the processor", "waits, s", "MB a step")
     shown.add_column("")
     for name in named:
         shown.add_column(name, justify="right")
@@ -219,8 +244,14 @@ def table_of_counts(counts: list[dict[str, Any]]) -> Table:
     for part in counts[0]["crossing"]:
         rows = [one["crossing"][part] for one in counts]
         shown.add_row(part, *(f"{value:,}" for row in rows for value in (row["calls"], row["bytes"])))
+    for group in counts[0]["final_after"]:
+        shown.add_row(
+            f"gradients final after {group}", *(x for c in counts for x in ("", f"{c['final_after'][group]:,}"))
+        )
     for part in ("gradients", "losses"):
-        shown.add_row(f"sent around a ring: {part}", *(x for c in counts for x in ("", f"{c['bytes_sent'][part]:,.0f}")))
+        shown.add_row(
+            f"sent around a ring: {part}", *(x for c in counts for x in ("", f"{c['bytes_sent'][part]:,.0f}"))
+        )
     return shown
 
 
@@ -236,7 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--after", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_intermixed_args(arguments)
-    recipe = _recipe(asked.recipe, asked.overrides, asked.batch)
+    if "=" in asked.recipe:  # only overrides were given
+        asked.recipe, asked.overrides = parser.get_default("recipe"), [asked.recipe, *asked.overrides]
+    recipe = recipe_of(asked.recipe, asked.overrides, asked.batch)
     if asked.turn:
         found = timed(recipe, asked.steps, asked.after)
         if int(os.environ.get("RANK", 0)) == 0:
@@ -247,9 +280,8 @@ def main(arguments: list[str] | None = None) -> None:
         shown = table_of_counts(found["counts"])
     else:
         load, own = os.getloadavg()[0], [asked.recipe, *asked.overrides, "--batch", str(asked.batch)]
-        folder = Path(asked.json).parent if asked.json else Path.cwd()
-        with _emptied(folder / "scaling_turns") as turns:
-            ways = measure(own, asked.rounds, asked.steps, turns)
+        with tempfile.TemporaryDirectory() as folder:
+            ways = measure(own, asked.rounds, asked.steps, Path(folder))
         found = {
             "recipe": recipe.name,
             "batch": asked.batch,
