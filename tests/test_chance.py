@@ -1,11 +1,13 @@
 """Counted random numbers: distribution, independence, and dependence on nothing but who asks."""
 
+import hashlib
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmony.chance import Chance
+from harmony.chance import Chance, _name_key, _words_there
 
 EXAMPLES = torch.arange(4000)
 
@@ -24,6 +26,23 @@ def test_the_hash_is_splitmix64(value: int):
 
     ours = int(_mix(torch.tensor([value]))[0]) % 2**64
     assert ours == splitmix(value % 2**64)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 10**6), st.text(max_size=9), st.integers(1, 5), st.integers(1, 4))
+def test_numbers_are_the_plain_hash_of_who_asks_on_the_host_and_on_a_device(seed, epoch, name, rows, columns):
+    """Written out in Python's whole numbers; and the device's way, on tensors, which the host does not take."""
+    examples = torch.arange(7, 7 + rows)
+    chance = Chance.of_examples(seed, epoch, examples)
+    mask, step = 2**64 - 1, 0x9E3779B97F4A7C15
+    run = splitmix(((seed * 2 + 1) * step + epoch) & mask)
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    expected = []
+    for example in examples.tolist():
+        stream = splitmix(splitmix(splitmix(example * step & mask) ^ run) ^ key)
+        expected += [(splitmix((stream + n * step) & mask) >> 40) / 2**24 for n in range(1, columns + 1)]
+    assert chance.uniform(name, columns).flatten().tolist() == expected
+    there = _words_there(chance.keys, _name_key(name), columns) / 2**24
+    assert there.flatten().tolist() == expected
 
 
 def test_numbers_are_uniform():

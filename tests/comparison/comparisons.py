@@ -1,10 +1,6 @@
 """A comparison for seconds: one row with texts and one of images alone, two seeds, four steps."""
 
 import json
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +31,3 @@ def comparison(out: Path | str) -> dict[str, Any]:
 
 def row(found: dict[str, Any], name: str) -> dict[str, Any]:
     return next(row for row in found["rows"] if row["name"] == name)
-
-
-def as_torchrun(count: int, work: Callable[[], object]) -> None:
-    """Run `work()` in forked processes whose environment says what torchrun says; all must end well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def start(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        work()
-
-    members = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(count)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(120)
-    for member in members:
-        member.kill()
-    assert [member.exitcode for member in members] == [0] * count

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, opened, parsed
-from comparisons import IMAGES, ROWS, SHARED, as_torchrun, comparison, row
+from comparisons import IMAGES, ROWS, SHARED, comparison, row
+from processes import Processes
 
 from harmony import evaluation
 from harmony import recipe as recipes
 from harmony.cli import main
 from harmony.comparison import compare, seeds_of
+from harmony.comparison.runs import Runs
 from harmony.errors import UserError
 from harmony.training.distributed import TrainingError
 from harmony.training.learner import build_learner
@@ -246,13 +248,28 @@ def test_settings_that_change_no_result_may_change(finished, tmp_path, monkeypat
     assert comparison(tmp_path / "cmp")["rows"][0] == comparison(finished)["rows"][0]
 
 
-def two_ranks(out):
+def test_more_seeds_are_added_to_what_there_is(tmp_path, monkeypatch):
+    compare([*ROWS, *SHARED], tmp_path / "cmp", [1], ["knn"])
+    trained = []
+    train = Runs._train
+    monkeypatch.setattr(
+        Runs, "_train", lambda self, entry, seed, run: trained.append(seed) or train(self, entry, seed, run)
+    )
+    compare([*ROWS, *SHARED], tmp_path / "cmp", [0, 1], ["knn"])
+    assert trained == [0, 0]
+    compare([*ROWS, *SHARED], tmp_path / "both", [0, 1], ["knn"])
+    assert comparison(tmp_path / "cmp")["rows"] == comparison(tmp_path / "both")["rows"]
+    with pytest.raises(UserError, match="--seeds was 0, 1, and now it is 1"):
+        compare([*ROWS, *SHARED], tmp_path / "cmp", [1], ["knn"])
+
+
+def measured_by_knn(out):
     compare([*ROWS, *SHARED], out, [0], ["knn"])
 
 
 def test_two_processes_leave_what_one_leaves(tmp_path):
-    two_ranks(tmp_path / "one")
-    as_torchrun(2, lambda: two_ranks(tmp_path / "two"))
+    measured_by_knn(tmp_path / "one")
+    Processes(measured_by_knn, tmp_path / "two", ranks=2, output=tmp_path / "printed").finish()
     one, two = comparison(tmp_path / "one"), comparison(tmp_path / "two")
     assert [column["key"] for column in one["columns"]] == [column["key"] for column in two["columns"]]
     for ours, theirs in zip(one["rows"], two["rows"], strict=True):

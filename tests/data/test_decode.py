@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from harmony.data.decode import LARGEST_LIMIT, MAX_PIXELS, decode
+from harmony.data.decode import LARGEST_LIMIT, MAX_PIXELS, Opened, decode
 from harmony.data.sources import BadExample
 
 
@@ -130,6 +130,16 @@ def test_exif_rotation_is_undone(kind: str, orientation: int) -> None:
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert expected.size == ((24, 16) if orientation < 5 else (16, 24))
     np.testing.assert_array_equal(rgb(decode(data)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_header_tells_the_size_that_the_pixels_have(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    opened = Opened(encoded(picture(3, (24, 16)), kind, exif=exif))
+    assert opened.size == ((24, 16) if orientation == 6 else (16, 24))
+    assert opened.pixels().shape[1:] == opened.size
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])

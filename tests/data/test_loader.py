@@ -14,23 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_files import pairs, png, write_pairs, write_tar
+from data_files import encoded, pairs, picture, png, write_pairs, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from harmony.chance import Chance
 from harmony.data.batch import Batch, Mask
 from harmony.data.captions import Tokenizer
-from harmony.data.decode import decode
+from harmony.data.cutting import Cutter
+from harmony.data.decode import Opened, decode
 from harmony.data.loader import PairLoader
 from harmony.data.masks import BlockMasks, RandomPatches, RandomWords
 from harmony.data.photometric import PhotometricConfig, augment
 from harmony.data.settings import DataConfig
 from harmony.data.sources import Example, Source, open_source
 from harmony.data.sources.base import Objects
-from harmony.data.views import ViewConfig, cut_views
+from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.schedules import Clock, Schedule
 
@@ -169,10 +171,12 @@ def test_a_batch_is_made_of_what_each_example_gives_alone(uri: str) -> None:
     for b, key in enumerate(made.keys):
         chance = Chance.of_examples(0, 0, torch.tensor([int(key)]))
         assert torch.equal(made.chance.keys[b : b + 1], chance.keys)
-        alone = cut_views([decode(png(int(key)))], chance, VIEWS)
+        alone, image = Cutter(chance, VIEWS), decode(png(int(key)))
+        alone.place([0], [image.shape[1:]])
+        alone.cut(0, image)
         for name in VIEWS:
             assert torch.equal(made.images[name][:, b : b + 1], alone.images[name])
-            assert torch.equal(made.boxes[name][:, b : b + 1], alone.boxes[name])
+            assert torch.equal(made.boxes[name][:, b : b + 1], alone.relative_boxes()[name])
             assert torch.equal(made.flips[name][:, b : b + 1], alone.flips[name])
         clock = Clock(0, 8, 1)
         assert torch.equal(
@@ -458,11 +462,13 @@ def test_a_few_bad_examples_early_on_do_not_stop_a_long_run(tmp_path: Path) -> N
     assert sum(len(batch.skipped) for batch in made.batches()) >= 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_is_bad_throughout_is_an_error_and_no_endless_search(tmp_path: Path, workers: int) -> None:
-    path = write_tar(tmp_path / "x.tar", bad_members(6, dict.fromkeys(range(6), "html")))
+@pytest.mark.parametrize(("workers", "way", "reason"), [(0, "html", "not an image"), (1, "cut", "truncated")])
+def test_data_that_is_bad_throughout_is_an_error_and_no_endless_search(
+    tmp_path: Path, workers: int, way: str, reason: str
+) -> None:
+    path = write_tar(tmp_path / "x.tar", bad_members(6, dict.fromkeys(range(6), way)))
     made = loader(f"shards:{path}", batch_size=3, workers=workers, max_bad_share=1.0)
-    with pytest.raises(UserError, match=r"all 6 examples of .* are bad, the first: 0000\d: is not an image .*; 0000"):
+    with pytest.raises(UserError, match=rf"all 6 examples of .* are bad, the first: 0000\d: is {reason} .*; 0000"):
         next(made.batches())
 
 
@@ -570,6 +576,45 @@ def test_images_smaller_than_a_crop_are_enlarged(tmp_path: Path) -> None:
     batch = next(loader(f"shards:{write_tar(tmp_path / 'x.tar', tiny)}", batch_size=4, augment="device").batches())
     assert batch.images["global"].shape == (2, 4, 3, 32, 32)
     assert (batch.images["global"] == decode(png(0, (1, 1))).view(1, 1, 3, 1, 1)).all()
+
+
+def test_large_photographs_are_decoded_smaller_whoever_makes_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = []
+    for number in range(6):
+        large = picture(number).resize((420, 330), Image.Resampling.BICUBIC)
+        members += [(f"{number}.jpg", encoded(large, "JPEG")), (f"{number}.txt", b"a caption")]
+    uri = f"shards:{write_tar(tmp_path / 'x.tar', members)}"
+    views = {"global": ViewConfig(size=32, count=2, scale=(0.4, 1.0), photometric="dino_first")}
+    settings: dict[str, Any] = {"views": views, "masks": {}, "batch_size": 6, "steps": 2, "augment": "device"}
+    asked = []
+    pixels = Opened.pixels
+
+    def watched(self: Opened, reduction: int = 1) -> Tensor:
+        asked.append(reduction)
+        return pixels(self, reduction)
+
+    monkeypatch.setattr(Opened, "pixels", watched)
+    small = list(loader(uri, **settings).batches())
+    assert len(asked) == 12
+    assert set(asked) <= {4, 8}
+    for one, other in zip(small, loader(uri, **settings, workers=1).batches(), strict=True):
+        assert_equal(one, other)
+    monkeypatch.setattr(Opened, "pixels", lambda self, reduction=1: pixels(self))
+    for one, whole in zip(small, loader(uri, **settings).batches(), strict=True):
+        assert torch.equal(one.flips["global"], whole.flips["global"])
+        assert (one.boxes["global"] - whole.boxes["global"]).abs().max() <= 8 / 330
+        assert (one.images["global"].int() - whole.images["global"].int()).abs().float().mean() < 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_sent_early_to_a_gpu_are_the_same(uri: str) -> None:
+    for workers in (0, 1):
+        sent = loader(uri, workers=workers, augment="device", device="cuda").batches()
+        for here, there in zip(loader(uri, augment="device").batches(), sent, strict=True):
+            assert there.images["global"].device.type == "cuda"
+            assert_equal(here, there.to("cpu"))
 
 
 def test_flickr8k_batches_are_the_same_whoever_makes_them(shared: Path) -> None:

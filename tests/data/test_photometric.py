@@ -125,7 +125,11 @@ def change_one(image: Tensor, drawn: dict[str, Tensor], crop: int, radius: int) 
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_a_batch_is_changed_as_torchvision_changes_each_crop(size: int) -> None:
+@pytest.mark.parametrize("one_by_one_from", [0, 2**30])
+def test_a_batch_is_changed_as_torchvision_changes_each_crop(
+    size: int, one_by_one_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photometric, "_ONE_BY_ONE", one_by_one_from)
     view = ViewConfig(size=size, count=3, photometric=[EVERYTHING, PRESETS["dino_second"], PhotometricConfig(blur=0.5)])
     chance = streams(20)
     crops = torch.randint(0, 256, (3, 20, 3, size, size), dtype=torch.uint8)
@@ -242,6 +246,16 @@ def test_an_example_is_changed_alike_in_any_batch() -> None:
     few = augment(full_batch(12, VIEWS, chosen), VIEWS, MEAN, STD)
     for name in VIEWS:
         torch.testing.assert_close(few.images[name], whole.images[name][:, chosen], rtol=0, atol=1e-5)
+
+
+def test_the_order_of_bytes_in_memory_does_not_matter() -> None:
+    batch = full_batch(4, VIEWS)
+    by_pixel = {
+        name: crops.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) for name, crops in batch.images.items()
+    }
+    for name, crops in augment(replace(batch, images=by_pixel), VIEWS, MEAN, STD).images.items():
+        assert crops.is_contiguous()
+        assert torch.equal(crops, augment(batch, VIEWS, MEAN, STD).images[name])
 
 
 def test_parameters_are_the_same_when_drawn_late() -> None:

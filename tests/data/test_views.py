@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from harmony.chance import Chance
+from harmony.data.cutting import Cutter, cut
 from harmony.data.photometric import PRESETS, PhotometricConfig
-from harmony.data.views import ViewConfig, cut, cut_views, draw_boxes, draw_flips, evaluation_crop, relative_boxes
+from harmony.data.views import ViewConfig, draw_boxes, draw_flips, evaluation_crop, relative_boxes
 
 sides = st.integers(1, 300)
 seeds = st.integers(0, 2**31)
@@ -178,6 +179,14 @@ def test_the_evaluation_crop_is_torchvisions(height: int, width: int, size: int)
     assert torch.equal(evaluation_crop(image, size), v2.CenterCrop(size)(whole))
 
 
+def cut_all(images: list[Tensor], chance: Chance, settings: dict[str, ViewConfig]) -> Cutter:
+    crops = Cutter(chance, settings)
+    crops.place(range(len(images)), [(image.shape[1], image.shape[2]) for image in images])
+    for place, image in enumerate(images):
+        crops.cut(place, image)
+    return crops
+
+
 def test_all_crops_of_a_batch() -> None:
     settings = {
         "global": ViewConfig(size=16, count=2, scale=(0.4, 1.0)),
@@ -185,11 +194,11 @@ def test_all_crops_of_a_batch() -> None:
     }
     images, chance = [picture(40, 60, 1), picture(33, 21, 2), picture(9, 50, 3)], streams(3)
     sizes = torch.tensor([[40, 60], [33, 21], [9, 50]])
-    crops = cut_views(images, chance, settings)
+    crops = cut_all(images, chance, settings)
     for name, view in settings.items():
         boxes = draw_boxes(chance, name, view, sizes)
         assert crops.images[name].shape == (view.count, 3, 3, view.size, view.size)
-        assert torch.equal(crops.boxes[name], relative_boxes(boxes, sizes))
+        assert torch.equal(crops.relative_boxes()[name], relative_boxes(boxes, sizes))
         assert torch.equal(crops.flips[name], draw_flips(chance, name, view))
         for v in range(view.count):
             for b, image in enumerate(images):
@@ -200,8 +209,8 @@ def test_all_crops_of_a_batch() -> None:
 def test_the_crops_of_an_example_are_its_own_in_any_batch() -> None:
     settings = {"global": ViewConfig(size=8, count=2, scale=(0.2, 1.0))}
     images, chance = [picture(20 + k, 30, k) for k in range(6)], streams(6)
-    whole = cut_views(images, chance, settings)
-    few = cut_views([images[4], images[1]], Chance(chance.keys[[4, 1]]), settings)
+    whole = cut_all(images, chance, settings)
+    few = cut_all([images[4], images[1]], Chance(chance.keys[[4, 1]]), settings)
     assert torch.equal(few.images["global"], whole.images["global"][:, [4, 1]])
     assert torch.equal(few.boxes["global"], whole.boxes["global"][:, [4, 1]])
     assert not torch.equal(whole.boxes["global"][0], whole.boxes["global"][1])  # two crops of a view differ

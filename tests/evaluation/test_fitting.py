@@ -2,18 +2,15 @@
 """The training loop of tasks: what a step is, what an interruption leaves, and what ranks share."""
 
 import math
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import Processes
 from torch import nn
 
 from harmony.errors import UserError
@@ -360,36 +357,24 @@ def _exact():
     return model.state_dict(), average.model.state_dict(), curve
 
 
-def _rank(rank, port, out):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    sys.stderr = Path(f"{out}.printed.{rank}").open("w", buffering=1)  # noqa: SIM115 - the process's own
-    with distributed.session():
+def _rank(folder):
+    with distributed.session() as place:
+        assert place.ranks == 2
         found = {"exact": _exact(), "noise": Noisy(10, CONFIG)[0][1]}
-        work = out.parent / "work"
+        work = folder / "work"
         try:
-            trained(work, signal_at=3 if rank == 1 else None)
+            trained(work, signal_at=3 if place.rank == 1 else None)
         except Interrupted as stopped:
             found["status"] = stopped.code
         found["gone_on"] = trained(work)
         found["whole"] = trained()
-        torch.save(found, f"{out}.{rank}")
+        torch.save(found, folder / f"found.{place.rank}")
 
 
 def test_two_ranks_train_as_one_and_are_interrupted_as_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harmony.evaluation.fitting", "torch._dynamo"])  # AdamW wants it
-    members = [context.Process(target=_rank, args=(rank, port, tmp_path / "found")) for rank in range(2)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(100)
-    printed = [(tmp_path / f"found.printed.{rank}").read_text() for rank in range(2)]
-    assert [member.exitcode for member in members] == [0, 0], printed
+    processes = Processes(_rank, tmp_path, ranks=2, output=tmp_path / "printed")
+    processes.finish()
+    printed = [processes.printed(rank) for rank in range(2)]
     first, second = (torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in range(2))
     alone = _exact()
     for found in (first, second):

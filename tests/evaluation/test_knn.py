@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import in_processes
+from processes import Processes
 from pydantic import ValidationError
 from runs_for_evaluation import saved_run, tiny_recipe
 from sklearn.metrics import balanced_accuracy_score
@@ -20,6 +20,7 @@ from harmony.evaluation.encoder import Encoding, Layer
 from harmony.evaluation.knn import judged, nearest
 from harmony.evaluation.settings import EvaluationConfig, KnnConfig
 from harmony.evaluation.task import Setup
+from harmony.training import distributed
 
 EVERY_COLOUR = [i % 7 for i in range(35)]
 
@@ -271,30 +272,36 @@ def test_features_of_colour_beat_chance_on_scenes_and_those_of_nothing_do_not():
     assert blind["top1"] < 2 * blind["chance_top1"]
 
 
-def test_two_ranks_find_what_one_finds(tmp_path):
+class Drawn(plain.ColourEncoder):
+    """Gives training and test images, in turn, what was drawn for them."""
+
+    def __init__(self, vectors):
+        super().__init__()
+        self.width, self.vectors, self.given = 12, vectors, 0
+
+    def encode(self, pixels, layers=0):
+        own = self.vectors[self.given : self.given + len(pixels)]
+        self.given += len(pixels)
+        return Encoding(own[:, :7], [Layer(own, own[:, :, None, None])] * layers)
+
+
+def of_drawn():
+    """Metrics and details of neighbours among what was drawn."""
     (features, classes), (queries, labels) = drawn(0, 60, classes=7), drawn(1, 21, classes=7)
+    sources = Numbered(classes.tolist(), names=None), Numbered(labels.tolist(), names=None)
+    outcome = measure(*sources, Drawn(torch.cat([features, queries])), ks=[1, 5, 20], k=5, block=7)
+    return [outcome.metrics, outcome.details]
 
-    class Drawn(plain.ColourEncoder):
-        """Gives training and test images, in turn, what was drawn for them."""
 
-        def __init__(self, vectors):
-            super().__init__()
-            self.width, self.vectors, self.given = 12, vectors, 0
+def _on_rank(folder):
+    with distributed.session() as place:
+        assert place.ranks == 2
+        (folder / f"{place.rank}.json").write_text(json.dumps(of_drawn()))
 
-        def encode(self, pixels, layers=0):
-            own = self.vectors[self.given : self.given + len(pixels)]
-            self.given += len(pixels)
-            return Encoding(own[:, :7], [Layer(own, own[:, :, None, None])] * layers)
 
-    def work(rank=0):
-        encoder = Drawn(torch.cat([features, queries]))
-        sources = Numbered(classes.tolist(), names=None), Numbered(labels.tolist(), names=None)
-        outcome = measure(*sources, encoder, ks=[1, 5, 20], k=5, block=7)
-        (tmp_path / f"{rank}.json").write_text(json.dumps([outcome.metrics, outcome.details]))
-        return [outcome.metrics, outcome.details]
-
-    alone = work()  # the ranks find its features: those of one process
-    in_processes(2, work)
+def test_two_ranks_find_what_one_finds(tmp_path):
+    alone = of_drawn()  # the ranks find its features: those of one process
+    Processes(_on_rank, tmp_path, ranks=2, output=tmp_path / "printed").finish()
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone
     assert 0 < alone[0]["top1@20"] < 1

@@ -8,11 +8,10 @@ import numpy as np
 import plain_metrics as plain
 import pytest
 import torch
-import torch.distributed as dist
+from processes import Processes
 from pydantic import ValidationError
 from runs_for_evaluation import saved_run, tiny_recipe
 from safetensors.torch import load_file
-from torch.multiprocessing import start_processes
 
 from harmony.data.scenes.words import COLOURS
 from harmony.data.sources import Source, open_source
@@ -23,6 +22,7 @@ from harmony.evaluation.linear import Tried, best
 from harmony.evaluation.linear_data import Inputs, Probed, split
 from harmony.evaluation.settings import EvaluationConfig, LinearConfig
 from harmony.evaluation.task import Setup
+from harmony.training import distributed
 from harmony.training.signals import Interrupted
 
 QUICK = {"regularisation": (1.0, 1e-2, 1e-4)}
@@ -431,17 +431,17 @@ def test_cifar10_by_colours(shared):
     assert 0.2 < float((scores.argmax(dim=1) == test.labels).float().mean()) < 0.5
 
 
-def _on_rank(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = [run(Noisy(0.5), colours(70), colours(14), **mode) for mode in ({}, SGD)]
-    train = Probed.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
-    solution = linear.Problem(train.cls.flatten(1).double(), train.labels, 7).solve(0.01, tolerance=1e-8)
-    torch.save([[(each.metrics, each.details) for each in found], solution.weight], folder / str(rank))
-    dist.destroy_process_group()
+def _on_rank(folder):
+    with distributed.session() as place:
+        assert place.ranks == 2
+        found = [run(Noisy(0.5), colours(70), colours(14), **mode) for mode in ({}, SGD)]
+        train = Probed.of(setup(Noisy(0.5), None, colours(71)).features(colours(71)).images())
+        solution = linear.Problem(train.cls.flatten(1).double(), train.labels, 7).solve(0.01, tolerance=1e-8)
+        torch.save([[(each.metrics, each.details) for each in found], solution.weight], folder / str(place.rank))
 
 
 def test_two_processes_choose_and_find_the_same(tmp_path):
-    start_processes(_on_rank, (tmp_path,), nprocs=2, start_method="fork")
+    Processes(_on_rank, tmp_path, ranks=2, output=tmp_path / "printed").finish()
     (first, weight), (second, other) = (torch.load(tmp_path / str(rank), weights_only=False) for rank in (0, 1))
     assert first == second
     assert weight.equal(other)

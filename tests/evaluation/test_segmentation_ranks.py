@@ -1,14 +1,10 @@
 """Two processes measure what one does."""
 
-import multiprocessing
-import os
-import socket
-
 import pytest
 import torch
+from processes import Processes
 from segmentation_parts import PatchColours, config, squares
 
-from harmony import ranks
 from harmony.errors import UserError
 from harmony.evaluation import segmentation
 from harmony.evaluation.task import Setup
@@ -26,34 +22,21 @@ def both(folder):
     return untrained.metrics, untrained.details, segmenter.state_dict()
 
 
-def rank_of_two(number, port, folder):
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    with distributed.session():
-        assert ranks.count() == 2
-        torch.save(both(folder / "work"), folder / f"{number}.pt")
+def rank_of_two(folder):
+    with distributed.session() as place:
+        assert place.ranks == 2
+        torch.save(both(folder / "work"), folder / f"{place.rank}.pt")
         try:
             setup = Setup(PatchColours(), squares(2), squares(1), config())
             segmentation.train(*segmentation.build(setup), range(1), setup)
         except UserError as error:
-            (folder / f"{number}.txt").write_text(str(error))
+            (folder / f"{place.rank}.txt").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    members = [fork.Process(target=rank_of_two, args=(number, port, folder)) for number in range(2)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(60)
-        member.kill()
-    assert [member.exitcode for member in members] == [0, 0]
+    Processes(rank_of_two, folder, ranks=2, output=folder / "printed").finish()
     return folder, [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from processes import in_processes
+from processes import Processes
 from runs_for_evaluation import saved_run, tiny_recipe
 
 from harmony import ranks
@@ -44,8 +44,13 @@ class Counting(plain.ColourEncoder):
 @pytest.fixture(autouse=True)
 def _count_from_zero(monkeypatch):
     Counting.images = Counting.texts_read = 0
-    monkeypatch.setattr(store, "SMALLEST", 5)
-    monkeypatch.setattr(store, "WANTED", 1000)  # so that 23 examples are 5 shards
+    small_shards(monkeypatch)
+
+
+def small_shards(patch):
+    """So that 23 examples are 5 shards."""
+    patch.setattr(store, "SMALLEST", 5)
+    patch.setattr(store, "WANTED", 1000)
 
 
 def features(source=None, encoder=None, max_pixels=2**26, **settings):
@@ -463,44 +468,48 @@ def test_tasks_share_features_and_a_second_command_encodes_nothing(run, passes):
     assert passes["texts"] > texts
 
 
+def _extract(run, out):
+    with pytest.MonkeyPatch.context() as patch:
+        small_shards(patch)
+        encoder = load_encoder(str(run), device="cpu")
+        here = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
+        torch.save([here.images().embeddings, here.texts(["a red disc", "two"])], out)
+
+
+def _encode_nothing(run, out):
+    TowersEncoder.encode = TowersEncoder.texts = None
+    _extract(run, out)
+
+
 def test_another_process_encodes_nothing(run, tmp_path):
     """The key is the same in every process, and nothing is taken from memory."""
-    texts = ["a red disc", "two"]
-
-    def extract(rank):
-        encoder = load_encoder(str(run.folder), device="cpu")
-        here = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
-        torch.save([here.images().embeddings, here.texts(texts)], tmp_path / "first.pt")
-
-    def encode_nothing(rank):
-        TowersEncoder.encode = TowersEncoder.texts = None
-        encoder = load_encoder(str(run.folder), device="cpu")
-        here = Features(encoder, open_source("scenes:val?count=24"), EvaluationConfig(workers=0))
-        torch.save([here.images().embeddings, here.texts(texts)], tmp_path / "second.pt")
-
-    in_processes(1, extract)
-    in_processes(1, encode_nothing)
+    Processes(_extract, run.folder, tmp_path / "first.pt", output=tmp_path / "printed").finish()
+    Processes(_encode_nothing, run.folder, tmp_path / "second.pt", output=tmp_path / "printed").finish()
     for one, other in zip(*(torch.load(tmp_path / f"{name}.pt") for name in ("first", "second")), strict=True):
         assert one.equal(other)
 
 
-@pytest.mark.parametrize("place", ["auto", None, "/proc/nowhere", "not shared"])
-def test_two_ranks_encode_a_share_each_and_find_what_one_finds(tmp_path, place):
-    """On a common disk, without one, and where each rank has a disk of its own."""
-    source = plain.Colours(COLOURS, bad=[4, 17])
-    texts = ["a red hat", "blue", "green tea", "white", "yellow", "black", "purple"]
+SOURCE = plain.Colours(COLOURS, bad=[4, 17])
+TEXTS = ["a red hat", "blue", "green tea", "white", "yellow", "black", "purple"]
 
-    def extract(rank):
-        where = str(tmp_path / f"of rank {rank}") if place == "not shared" else place
-        here = features(source, features=where)
+
+def _extract_a_share(folder, where):
+    with pytest.MonkeyPatch.context() as patch, distributed.session() as place:
+        assert place.ranks == 2
+        small_shards(patch)
+        here = features(SOURCE, features=str(folder / f"of rank {place.rank}") if where == "not shared" else where)
         images = here.images()
         counted = Counting.images
-        embeddings = here.texts(texts)
+        embeddings = here.texts(TEXTS)
         parts = [images.embeddings, images.cls, images.patches, images.indices, images.labels, embeddings]
-        torch.save([counted, parts, images.captions, images.bad], tmp_path / f"{rank}.pt")
+        torch.save([counted, parts, images.captions, images.bad], folder / f"{place.rank}.pt")
 
-    in_processes(2, extract)
-    alone = features(source, features=None)
+
+@pytest.mark.parametrize("where", ["auto", None, "/proc/nowhere", "not shared"])
+def test_two_ranks_encode_a_share_each_and_find_what_one_finds(tmp_path, where):
+    """On a common disk, without one, and where each rank has a disk of its own."""
+    Processes(_extract_a_share, tmp_path, where, ranks=2, output=tmp_path / "printed").finish()
+    alone = features(SOURCE, features=None)
     expected = alone.images()
     shares = []
     for rank in range(2):
@@ -508,24 +517,31 @@ def test_two_ranks_encode_a_share_each_and_find_what_one_finds(tmp_path, place):
         shares.append(counted)
         names = ("embeddings", "cls", "patches", "indices", "labels")
         assert all(part.equal(getattr(expected, name)) for part, name in zip(parts, names, strict=False))
-        assert parts[-1].equal(alone.texts(texts))
+        assert parts[-1].equal(alone.texts(TEXTS))
         assert (captions, bad) == (expected.captions, expected.bad)
     # Shards of 5, 5, 5, 5 and 3 examples, of which one in the first and one in the fourth are bad.
-    assert shares == ([21, 21] if place == "not shared" else [12, 9])
+    assert shares == ([21, 21] if where == "not shared" else [12, 9])
+
+
+class Failing(Counting):
+    """On the second rank alone."""
+
+    def encode(self, pixels, layers=0):
+        if ranks.rank() == 1:
+            raise UserError("the second rank's GPU is gone")
+        return super().encode(pixels, layers)
+
+
+def _fail_on_one():
+    with pytest.MonkeyPatch.context() as patch, distributed.session() as place:
+        assert place.ranks == 2
+        small_shards(patch)
+        with pytest.raises(UserError if place.rank == 0 else distributed.StoppedElsewhere):
+            features(encoder=Failing()).images()
 
 
 def test_what_fails_on_one_rank_ends_both(tmp_path):
-    class Failing(Counting):
-        def encode(self, pixels, layers=0):
-            if ranks.rank() == 1:
-                raise UserError("the second rank's GPU is gone")
-            return super().encode(pixels, layers)
-
-    def extract(rank):
-        with pytest.raises(UserError if rank == 0 else distributed.StoppedElsewhere):
-            features(encoder=Failing()).images()
-
-    in_processes(2, extract)
+    Processes(_fail_on_one, ranks=2, output=tmp_path / "printed").finish()
 
 
 def test_what_changes_the_computation_but_no_weight_changes_the_fingerprint(tmp_path):

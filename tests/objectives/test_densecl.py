@@ -6,7 +6,8 @@ from parts import CLOCK, assert_same, batch_of, learner_of, losses_of
 from torch import Tensor
 
 from harmony.chance import Chance
-from harmony.data.views import ViewConfig, cut_views
+from harmony.data.cutting import Cutter
+from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.objectives.densecl import same_places
 
@@ -89,12 +90,16 @@ def test_geometry_finds_the_place_that_real_crops_show():
     ramp = (torch.arange(96) * 255 / 95).round().to(torch.uint8)
     picture = torch.stack([ramp[None].expand(96, 96), ramp[:, None].expand(96, 96), torch.zeros(96, 96).byte()])
     view = ViewConfig(count=2, size=size, scale=(0.4, 1.0), flip=0.5)
-    crops = cut_views([picture] * images, Chance.of_examples(0, 0, torch.arange(images)), {"v": view})
-    partner, has_one = same_places(crops.boxes["v"], crops.flips["v"], (grid, grid))
+    crops = Cutter(Chance.of_examples(0, 0, torch.arange(images)), {"v": view})
+    crops.place(range(images), [(96, 96)] * images)
+    for place in range(images):
+        crops.cut(place, picture)
+    boxes = crops.relative_boxes()["v"]
+    partner, has_one = same_places(boxes, crops.flips["v"], (grid, grid))
     tiles = crops.images["v"].float().unflatten(-1, (grid, -1)).unflatten(-3, (grid, -1)).mean((-1, -3))
     colours = tiles[:, :, :2].flatten(3).transpose(2, 3) / 255  # (2, B, N, 2): where in the image each patch lies
     matched = colours[1].gather(1, partner[..., None].expand(-1, -1, 2))
-    patch_of_second = crops.boxes["v"][1, :, None, 2:] / grid
+    patch_of_second = boxes[1, :, None, 2:] / grid
     off = ((colours[0] - matched).abs() / patch_of_second)[has_one]
     assert 0.3 < has_one.float().mean() < 1 and crops.flips["v"].any() and not crops.flips["v"].all()
     assert off.max() < 0.5 + 0.15, "a patch's centre lies in its partner: half a patch off at most, and colours round"

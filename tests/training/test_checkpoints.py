@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Processes
+from processes import Processes
 from safetensors import SafetensorError
 
 from harmony.errors import UserError
@@ -118,10 +118,10 @@ def _write_for_ever(directory: Path) -> None:
 def test_what_a_killed_process_left_is_ignored_and_swept(tmp_path: Path):
     directory = tmp_path / "checkpoints"
     good = _save(directory, 1)
-    writer = Processes(_write_for_ever, directory, output=tmp_path / "printed")
-    writer.wait_for("writing")
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.finish(-signal.SIGKILL)
+    with Processes(_write_for_ever, directory, output=tmp_path / "printed") as writer:
+        writer.wait_for("writing")
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.finish(-signal.SIGKILL)
     (left,) = [path for path in directory.iterdir() if path != good]
     assert left.name.startswith(".aside-")
     assert checkpoints.every(directory) == [good]

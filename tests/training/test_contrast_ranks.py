@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import HERE, Processes
+from processes import Processes
+from runs import HERE
 from shrunk import shrunk
 
 from harmony.training import distributed

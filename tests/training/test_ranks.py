@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import HERE, Processes, log_of, tiny
+from processes import Processes
+from runs import HERE, log_of, tiny
 
 from harmony.errors import UserError
 from harmony.training import checkpoints, distributed

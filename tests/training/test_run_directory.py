@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Processes, tiny
+from processes import Processes
+from runs import tiny
 
 from harmony.errors import UserError
 from harmony.training.run_directory import RunDirectory, check_free, locked, new_run, open_run
@@ -66,18 +67,18 @@ def test_what_is_no_run_cannot_be_opened(tmp_path: Path, name: str, message: str
 @pytest.mark.parametrize("fork", [False, True])
 def test_a_directory_in_use_by_another_process_is_refused_until_that_process_dies(tmp_path: Path, fork: bool):
     run = RunDirectory(tmp_path)
-    holder = Processes(hold, tmp_path, fork, output=tmp_path / "printed")
-    holder.wait_for("held")
-    with pytest.raises(UserError, match=f"{tmp_path} is in use by process {holder.pid} on "), locked(run):
-        pass
-    os.kill(holder.pid, signal.SIGKILL)
-    while holder.members[0].exitcode is None:
-        time.sleep(0.01)
-    assert (tmp_path / ".lock").exists(), "a stale lock file remains"
-    with locked(run):
-        pass
-    assert not (tmp_path / ".lock").exists()
-    holder.finish(-signal.SIGKILL)
+    with Processes(hold, tmp_path, fork, output=tmp_path / "printed") as holder:
+        holder.wait_for("held")
+        with pytest.raises(UserError, match=f"{tmp_path} is in use by process {holder.pid} on "), locked(run):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        while holder.members[0].exitcode is None:
+            time.sleep(0.01)
+        assert (tmp_path / ".lock").exists(), "a stale lock file remains"
+        with locked(run):
+            pass
+        assert not (tmp_path / ".lock").exists()
+        holder.finish(-signal.SIGKILL)
 
 
 def test_a_process_does_not_take_a_directory_twice(tmp_path: Path):

@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import MEASURED_BY_THE_CLOCK, Processes, log_of, tiny
+from processes import Processes
+from runs import MEASURED_BY_THE_CLOCK, log_of, tiny
 
 from harmony.errors import UserError
 from harmony.training import checkpoints
@@ -141,10 +142,10 @@ def _save_for_ever(out: Path) -> None:
 
 
 def test_a_second_interrupt_leaves_at_once(tmp_path: Path):
-    process = Processes(_save_for_ever, tmp_path / "run", output=tmp_path / "printed")
-    process.wait_for("saving")
-    os.killpg(process.pid, signal.SIGINT)
-    assert "KeyboardInterrupt" in process.finish(1)
+    with Processes(_save_for_ever, tmp_path / "run", output=tmp_path / "printed") as process:
+        process.wait_for("saving")
+        os.killpg(process.pid, signal.SIGINT)
+        assert "KeyboardInterrupt" in process.finish(1)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(whole: Path, tmp_path: Path):

@@ -102,8 +102,7 @@ class Folder:
             raise UserError(f"{self.path} cannot be made ({error.strerror}); choose another --out") from None
         try:
             with locked(RunDirectory(self.path)):
-                if fresh:
-                    write_json(self.path / "plan.json", terms)
+                write_json(self.path / "plan.json", terms)
                 yield
         except UserError:
             if fresh and not any((self.path / "runs").glob("*/*/recipe.yaml")):
@@ -127,7 +126,7 @@ class Folder:
             raise UserError(f"{self.path / 'plan.json'} cannot be read; choose another --out") from None
         for name in dict.fromkeys([*before, *terms]):
             was, now = before.get(name, "not there"), terms.get(name, "not there")
-            if was != now:
+            if was != now and not (name == "--seeds" and set(was) <= set(now)):  # more of them change no run there is
                 raise UserError(
                     f"{self.path} holds a comparison in which {name} was {_short(was)}, and now it is {_short(now)}; "
                     "put this back to go on with it, or choose another --out"

@@ -46,17 +46,45 @@ def decode(image: bytes | Image.Image, max_pixels: int = MAX_PIXELS, key: str = 
     Raises:
         BadExample: it is no image, truncated, damaged, or larger than `max_pixels`.
     """
-    opened = image if isinstance(image, Image.Image) else _open(image, key)
-    width, height = opened.size
-    if width * height > max_pixels:
-        raise BadExample(key, f"is {width} x {height} px, more than the limit of {max_pixels} px (data.max_pixels)")
-    try:
-        pixels = np.array(_rgb(_upright(opened)))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise BadExample(key, _reason(error)) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return Opened(image, max_pixels, key).pixels()
+
+
+class Opened:
+    """An image of which the header alone has been read. Arguments and errors are those of `decode`.
+
+    Attributes:
+        size: the height and width that its pixels will have, as far as the header says.
+    """
+
+    def __init__(self, image: bytes | Image.Image, max_pixels: int = MAX_PIXELS, key: str = "an image") -> None:
+        opened = _open(image, key) if isinstance(image, bytes) else image
+        self._image: Image.Image | None = opened
+        self._key = key
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise BadExample(key, f"is {width} x {height} px, more than the limit of {max_pixels} px (data.max_pixels)")
+        # Pillow tells the size of a TIFF as it will be once it is upright.
+        turned = opened.format != "TIFF" and _orientation(opened) in _ON_ITS_SIDE
+        self.size = (width, height) if turned else (height, width)
+
+    def pixels(self, reduction: int = 1) -> Tensor:
+        """The pixels, (3, H, W) uint8 in the memory order (H, W, 3); to be asked for once.
+
+        Args:
+            reduction: 1, 2, 4 or 8. A JPEG is then decoded at so much less a side (rounded up), from the lower
+                frequencies of its blocks, in less time; other images ignore it.
+        """
+        image, self._image = self._image, None  # Pillow's own pixels shall not outlive this call
+        assert image is not None
+        try:
+            if reduction > 1:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            pixels = np.array(_rgb(_upright(image)))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, zlib.error, ...
+            raise BadExample(self._key, _reason(error)) from error
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _open(data: bytes, key: str) -> Image.Image:
@@ -87,11 +115,15 @@ def _reason(error: Exception) -> str:
     return f"is truncated ({text})" if cut_short else f"is damaged ({text})"
 
 
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # broken EXIF says nothing about the pixels; they are taken as they lie
+        return int(image.getexif().get(_ORIENTATION, 1))
+    return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    method = None
-    with suppress(Exception):  # broken EXIF says nothing about the pixels; they are taken as they lie
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else _with_info(image.transpose(method), image)
 
 
@@ -130,11 +162,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def decoded_size(image: bytes | Image.Image) -> tuple[int, int] | None:
     """Width and height that `decode` gives an image, from its header alone; None when it is no image."""
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(BytesIO(image))
-        turned = opened.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-    except MemoryError:
-        raise
-    except Exception:  # whatever is wrong with it, decoding tells
+        height, width = Opened(image, LARGEST_LIMIT).size
+    except BadExample:  # whatever is wrong with it, decoding tells
         return None
-    width, height = opened.size
-    return (height, width) if turned else (width, height)
+    return width, height

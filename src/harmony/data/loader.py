@@ -21,6 +21,7 @@ from harmony.data.batch import Batch
 from harmony.data.captions import Tokenizer
 from harmony.data.maker import BatchMaker, Made, Slot
 from harmony.data.masks import MaskSampler, PatchSampler
+from harmony.data.sending import Sender
 from harmony.data.settings import DataConfig
 from harmony.data.sources.base import Source
 from harmony.data.views import ViewConfig
@@ -47,7 +48,7 @@ class PairLoader:
         accumulate: parts a step's batch is cut into.
         augment: whether colours are changed and pixels normalised by the workers, or left to the device.
         rank, ranks: which slice of each part is made here, and of how many.
-        device: where batches will go; for a GPU they are put into pinned memory.
+        device: where batches go; to a GPU they are sent from pinned memory while it computes, elsewhere they stay here.
         labels: whether batches have labels, which only a supervised objective asks for.
 
     Attributes:
@@ -91,6 +92,7 @@ class PairLoader:
         self.rank, self.ranks = rank, ranks
         self.part = data.batch_size // ranks // accumulate
         self._pinned = torch.device(device).type == "cuda"
+        self._sender = Sender(torch.device(device)) if self._pinned else None
         self._maker = BatchMaker(
             source=source,
             views=dict(views),
@@ -128,7 +130,7 @@ class PairLoader:
             if made.error is not None:
                 raise UserError(made.error)
             self._count(made)
-            yield made.batch
+            yield self._sender.send(made.batch) if self._sender else made.batch
 
     def _from_here(self, slots: Iterable[Slot]) -> Iterator[Made]:
         for slot in slots:

@@ -3,7 +3,7 @@
 Shapes: B examples, V crops of a view, S pixels a side of a crop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,16 +12,17 @@ from torch import Tensor
 from harmony.chance import Chance
 from harmony.data.batch import Batch, Mask
 from harmony.data.captions import CaptionAugment, Tokenizer
-from harmony.data.decode import decode
+from harmony.data.cutting import Cutter
+from harmony.data.decode import Opened
 from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.photometric import augment, draw_photometric
 from harmony.data.sources.base import BadExample, Example, Source
-from harmony.data.views import Crops, ViewConfig, cut_views
+from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.schedules import Clock
 
-_DECODED_AT_ONCE = 16
-"""Images held decoded at a time, so that a batch of large photographs does not fill the memory."""
+_OPENED_AT_ONCE = 32
+"""Encoded images held at a time, so that a batch of large photographs does not fill the memory; one is decoded."""
 
 _REPLACEMENTS = 1000
 """Examples tried in place of a bad one; if all of these are bad too, so is the data."""
@@ -61,6 +62,34 @@ class Made:
     def pin_memory(self) -> "Made":
         """Called by the loader's pinning thread."""
         return replace(self, batch=self.batch.pin_memory())
+
+
+@dataclass
+class _Place:
+    """One place of a batch while it is filled.
+
+    Attributes:
+        candidates: the examples that may still come here, in order.
+        tried: those that were read.
+        index, example: the one that was read last.
+        bad, skipped: what was refused, as in `Made` and `Batch`.
+    """
+
+    candidates: Iterator[int]
+    tried: set[int] = field(default_factory=set)
+    index: int = -1
+    example: Example | None = None
+    bad: list[int] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def refuse(self, error: BadExample) -> None:
+        self.bad.append(self.index)
+        self.skipped.append((error.key, error.reason))
+
+    def let_go(self) -> None:
+        """Give the memory of the encoded image back: a batch may be large."""
+        if self.example is not None:
+            self.example = replace(self.example, image=b"")
 
 
 @dataclass(frozen=True)
@@ -107,62 +136,86 @@ class BatchMaker:
             UserError: an example and 1000 others drawn in its place are all bad.
         """
         chance = Chance(slot.streams)
-        captions: list[list[str]] = []
-        labels: list[int | None] = []
-        crops: list[Crops] = []
-        for start in range(0, len(slot.examples), _DECODED_AT_ONCE):
-            part = range(start, min(start + _DECODED_AT_ONCE, len(slot.examples)))
-            images = []
-            for place in part:
-                example, pixels = self._good_example(int(slot.examples[place]), chance.keys[place : place + 1], made)
-                made.batch.keys.append(example.key)
-                captions.append(example.captions)
-                labels.append(example.label)
-                images.append(pixels)
-            crops.append(cut_views(images, Chance(chance.keys[part.start : part.stop]), self.views))
+        cutter = Cutter(chance, self.views)
+        examples = self._cut_all(slot, cutter, made)
         batch = made.batch
-        batch.images = {name: torch.cat([some.images[name] for some in crops], 1) for name in self.views}
-        batch.boxes = {name: torch.cat([some.boxes[name] for some in crops], 1) for name in self.views}
-        batch.flips = {name: torch.cat([some.flips[name] for some in crops], 1) for name in self.views}
+        batch.keys = [example.key for example in examples]
+        batch.images, batch.flips, batch.boxes = cutter.images, cutter.flips, cutter.relative_boxes()
         batch.photometric = {name: draw_photometric(chance, name, view.looks) for name, view in self.views.items()}
         if self.tokenizer:
-            batch.texts["caption"] = self._drawn(captions, chance)
+            batch.texts["caption"] = self._drawn([example.captions for example in examples], chance)
             batch.captions["caption"] = self.tokenizer.encode(batch.texts["caption"])
         if self.labels:
-            batch.labels = torch.tensor(labels, dtype=torch.int64)
+            batch.labels = torch.tensor([example.label for example in examples], dtype=torch.int64)
         clock = Clock(slot.step, self.steps, self.epoch_steps)
         batch.masks = {name: self._mask(name, sampler, batch, clock) for name, sampler in self.masks.items()}
         if self.colours:
             made.batch = augment(batch, self.views, *self.colours)
         return made
 
-    def _good_example(self, index: int, stream: Tensor, made: Made) -> tuple[Example, Tensor]:
-        """The example and its pixels, or those of another one when it is bad, which is noted in `made`."""
-        candidates = [index]
-        for tried in range(_REPLACEMENTS + 1):
+    def _cut_all(self, slot: Slot, cutter: Cutter, made: Made) -> list[Example]:
+        """Cut the crops of all B examples, others in place of bad ones; those are noted in `made`."""
+        places = [_Place(self._candidates(*of)) for of in zip(slot.examples.tolist(), slot.streams, strict=True)]
+        try:
+            for start in range(0, len(places), _OPENED_AT_ONCE):
+                self._cut_part(range(start, min(start + _OPENED_AT_ONCE, len(places))), places, cutter)
+        finally:
+            for place in places:
+                made.bad += place.bad
+                made.batch.skipped += place.skipped
+        return [place.example for place in places if place.example is not None]
+
+    def _cut_part(self, part: range, places: Sequence["_Place"], cutter: Cutter) -> None:
+        """Open some images, place all their crops at once, then decode and cut one image after the other."""
+        opened = [self._open(places[number]) for number in part]
+        reductions = cutter.place(part, [image.size for image in opened])
+        for number, image, reduction in zip(part, opened, reductions, strict=True):
             try:
-                return self._read(candidates[tried])
+                cutter.cut(number, image.pixels(reduction), reduction)
             except BadExample as error:
-                made.bad.append(candidates[tried])
-                made.batch.skipped.append((error.key, error.reason))
-            if tried == 0:
-                candidates += Chance(stream).integers("replacement", len(self.source), _REPLACEMENTS)[0].tolist()
-        read, everything = len(set(candidates)), len(self.source)
+                places[number].refuse(error)
+                self._cut_another(number, places[number], cutter)
+            places[number].let_go()
+
+    def _cut_another(self, number: int, place: "_Place", cutter: Cutter) -> None:
+        """Cut the next candidate of a place that is good to the last pixel."""
+        while True:
+            image = self._open(place)
+            (reduction,) = cutter.place([number], [image.size])
+            try:
+                return cutter.cut(number, image.pixels(reduction), reduction)
+            except BadExample as error:
+                place.refuse(error)
+
+    def _candidates(self, index: int, stream: Tensor) -> Iterator[int]:
+        """The example asked for, then those drawn in its place."""
+        yield index
+        yield from Chance(stream[None]).integers("replacement", len(self.source), _REPLACEMENTS)[0].tolist()
+
+    def _open(self, place: "_Place") -> Opened:
+        """The image of the next candidate of a place that can be opened."""
+        for index in place.candidates:
+            place.index = index
+            place.tried.add(index)
+            try:
+                place.example = self.source[index]
+                self._require(place.example)
+                return Opened(place.example.image, self.max_pixels, place.example.key)
+            except BadExample as error:
+                place.refuse(error)
+        read, everything = len(place.tried), len(self.source)
         which = f"all {everything:,}" if read == everything else f"all {read:,} that were read of the {everything:,}"
-        skipped = dict.fromkeys(made.batch.skipped[-len(candidates) :])
-        first = "; ".join(f"{key}: {reason}" for key, reason in list(skipped)[:3])
+        first = "; ".join(f"{key}: {reason}" for key, reason in list(dict.fromkeys(place.skipped))[:3])
         raise UserError(
             f"{which} examples of {self.source.uri} are bad, the first: {first}; see what `harmony data inspect` says "
             "of the data"
         )
 
-    def _read(self, index: int) -> tuple[Example, Tensor]:
-        example = self.source[index]
+    def _require(self, example: Example) -> None:
         if self.tokenizer and not example.captions:
             raise BadExample(example.key, f"has no caption in {self.source.caption_place()}")
         if self.labels and example.label is None:
             raise BadExample(example.key, "has no class")
-        return example, decode(example.image, self.max_pixels, example.key)
 
     def _drawn(self, captions: Sequence[list[str]], chance: Chance) -> list[str]:
         """One of each example's captions, its words changed when that is wanted."""

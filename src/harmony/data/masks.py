@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from torch import Tensor
 
@@ -28,6 +30,8 @@ PROPOSALS = 64
 
 PLACEMENTS = 16
 """Placements of all blocks tried an image before the targets are laid over each other."""
+
+Numbers = NDArray[np.float32]
 
 _UnitShare = Annotated[float, Field(ge=0, le=1)]
 
@@ -54,7 +58,7 @@ class PatchSampler(BaseModel):
 
         Args:
             name: the mask's name; masks of different names are independent.
-            chance: streams of the B examples.
+            chance: streams of the B examples, on the CPU.
             crops: V, how many crops the view has.
             grid: (rows, columns) of patches in a crop.
             clock: the place in the run, for samplers with a schedule.
@@ -85,25 +89,41 @@ class BlockMasks(PatchSampler):
     def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
         rows, columns = grid
         missing = self._counts(name, chance, crops, rows * columns).flatten()  # (B * V), patches still to be hidden
-        hidden = torch.zeros(len(missing), rows, columns, dtype=torch.bool, device=missing.device)
-        row = torch.arange(rows, device=missing.device)[:, None]
-        column = torch.arange(columns, device=missing.device)[None, :]
         proposals = chance.uniform(f"{name}/blocks", crops, PROPOSALS, 4).flatten(0, 1)  # (B * V, proposals, 4)
-        for area, aspect, place_y, place_x in (proposal.unbind(-1) for proposal in proposals.unbind(1)):
-            if not missing.any():
-                break
-            height, width = self._sides(area, aspect, missing)
-            top = (place_y * (rows - height + 1)).floor()[:, None, None]
-            left = (place_x * (columns - width + 1)).floor()[:, None, None]
-            block = (row >= top) & (row < top + height[:, None, None])
-            block = block & (column >= left) & (column < left + width[:, None, None])
-            added = (block & ~hidden).sum((1, 2))
-            fits = (height >= 1) & (height <= rows) & (width >= 1) & (width <= columns)
-            taken = fits & (added >= 1) & (added <= missing)
-            hidden |= block & taken[:, None, None]
-            missing = missing - added * taken
-        filled = hidden.flatten(1) | _lowest(chance.uniform(f"{name}/rest", crops, rows * columns), ~hidden, missing)
+        hidden, missing = self._place_blocks(missing, proposals, grid)
+        filled = hidden | _lowest(chance.uniform(f"{name}/rest", crops, rows * columns), ~hidden, missing)
         return Mask.of(_crop_major(filled, crops))
+
+    def _place_blocks(self, missing: Tensor, proposals: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Take what fits of the proposed blocks: the patches hidden, (R, N) bool, and how many are missing still, (R).
+
+        One proposal after the other, for the R images that miss some: many steps on few numbers, so in numpy. Numbers
+        are those of 32 bits that torch would compute.
+        """
+        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
+        ratios = (low + proposals[..., 1] * (high - low)).exp().numpy()
+        areas, _, places_y, places_x = proposals.numpy().transpose(2, 1, 0)
+        rest = missing.numpy().astype(np.float32)
+        hidden = np.zeros((len(rest), *grid), dtype=bool)
+        row, column = (np.arange(side, dtype=np.float32) for side in grid)
+        for step, (area, place_y, place_x) in enumerate(zip(areas, places_y, places_x, strict=True)):
+            some = np.flatnonzero(rest)
+            if not len(some):
+                break
+            height, width = self._sides(area[some], ratios[some, step], rest[some])
+            top = np.floor(place_y[some] * (grid[0] - height + 1))[:, None]
+            left = np.floor(place_x[some] * (grid[1] - width + 1))[:, None]
+            tall, wide = (
+                (row >= top) & (row < top + height[:, None]),
+                (column >= left) & (column < left + width[:, None]),
+            )
+            new = tall[:, :, None] & wide[:, None, :] & ~hidden[some]
+            added = np.count_nonzero(new, (1, 2))
+            fits = (height >= 1) & (height <= grid[0]) & (width >= 1) & (width <= grid[1])
+            taken = fits & (added >= 1) & (added <= rest[some])
+            hidden[some[taken]] |= new[taken]
+            rest[some[taken]] -= added[taken]
+        return torch.from_numpy(hidden).flatten(1), torch.from_numpy(rest).long()
 
     def _counts(self, name: str, chance: Chance, crops: int, patches: int) -> Tensor:
         """(B, V) int64, how many patches each image hides."""
@@ -111,13 +131,11 @@ class BlockMasks(PatchSampler):
         chosen = chance.uniform(f"{name}/share", crops) < self.share
         return torch.where(chosen, (ratio * patches).round().long(), 0)
 
-    def _sides(self, area: Tensor, aspect: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width in patches of one proposed block an image, from two uniform numbers and what is missing."""
-        smallest = missing.clamp(max=SMALLEST_BLOCK)
+    def _sides(self, area: Numbers, ratio: Numbers, missing: Numbers) -> tuple[Numbers, Numbers]:
+        """Height and width in patches of one block an image: a uniform number, the aspect, and what is missing."""
+        smallest = np.minimum(missing, np.float32(SMALLEST_BLOCK))
         patches = smallest + area * (missing - smallest)
-        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
-        ratio = (low + aspect * (high - low)).exp()
-        return (patches * ratio).sqrt().round(), (patches / ratio).sqrt().round()
+        return np.rint(np.sqrt(patches * ratio)), np.rint(np.sqrt(patches / ratio))
 
 
 def check_share_removed(setting: str, share: float, patches: int, view: str) -> None:

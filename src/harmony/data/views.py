@@ -1,12 +1,10 @@
-"""The crops of an image: where they are cut, drawn from chance, and the cutting itself.
+"""The views of an image: what they are, and where their crops lie, drawn from chance. `cutting` cuts them.
 
 Shapes: B examples, V crops of a view, S pixels a side of a crop. An image is (3, H, W) uint8. A box is left, top,
 width, height.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 import torch
@@ -121,14 +119,6 @@ def relative_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     return (boxes / torch.stack([width, height, width, height], -1)).float()
 
 
-def cut(image: Tensor, box: Sequence[int], flip: bool, size: int) -> Tensor:
-    """One crop: the box of `image` (3, H, W) uint8, resized to (3, size, size) uint8 (bicubic, antialiased)."""
-    left, top, width, height = box
-    crop = image[None, :, top : top + height, left : left + width]
-    crop = functional.interpolate(crop, (size, size), mode="bicubic", align_corners=False, antialias=True)[0]
-    return crop.flip(-1) if flip else crop
-
-
 def evaluation_crop(image: Tensor, size: int) -> Tensor:
     """The central square of an image whose shorter side was resized to `size`: (3, size, size) uint8."""
     height, width = image.shape[1:]
@@ -137,35 +127,3 @@ def evaluation_crop(image: Tensor, size: int) -> Tensor:
     whole = functional.interpolate(image[None], resized, mode="bicubic", align_corners=False, antialias=True)[0]
     top, left = (round((side - size) / 2.0) for side in resized)
     return whole[:, top : top + size, left : left + size].contiguous()
-
-
-@dataclass(frozen=True)
-class Crops:
-    """The crops of B images for every view, by view name; the fields are those of `Batch`."""
-
-    images: dict[str, Tensor] = field(default_factory=dict)
-    boxes: dict[str, Tensor] = field(default_factory=dict)
-    flips: dict[str, Tensor] = field(default_factory=dict)
-
-
-def cut_views(images: Sequence[Tensor], chance: Chance, views: Mapping[str, ViewConfig]) -> Crops:
-    """Draw and cut all crops of B images.
-
-    Args:
-        images: the B images, (3, H, W) uint8 each of its own size.
-        chance: their streams.
-        views: the views by name.
-
-    Returns:
-        By view name: images (V, B, 3, S, S) uint8, boxes (V, B, 4) float32 as shares of the image, flips (V, B) bool.
-    """
-    crops = Crops()
-    sizes = torch.tensor([image.shape[1:] for image in images])
-    for name, view in views.items():
-        boxes, flips = draw_boxes(chance, name, view, sizes), draw_flips(chance, name, view)
-        pixels = torch.empty(view.count, len(images), 3, view.size, view.size, dtype=torch.uint8)
-        for v, (boxes_of_crop, flips_of_crop) in enumerate(zip(boxes.tolist(), flips.tolist(), strict=True)):
-            for b, image in enumerate(images):
-                pixels[v, b] = cut(image, boxes_of_crop[b], flips_of_crop[b], view.size)
-        crops.images[name], crops.boxes[name], crops.flips[name] = pixels, relative_boxes(boxes, sizes), flips
-    return crops

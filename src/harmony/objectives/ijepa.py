@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from harmony.data.batch import Batch, Mask
+from harmony.data.batch import Batch
 from harmony.data.masks import MaskSampler, MultiBlockMasks, PatchMasks
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
@@ -87,18 +87,22 @@ class Ijepa(Objective):
         assert mask.kept is not None and mask.blocks is not None
         places = (mask.kept.flatten(0, 1), mask.blocks.flatten(0, 1))
         predicted = full_precision(self.predictor(seen.tokens.flatten(0, 1), seen.prefix, *places))
-        targets = self.targets(encoded.image(self.teacher).patches, mask)
+        whole = self.features(encoded.image(self.teacher).patches)
+        targets = _taken(whole, mask.blocks)
         if at.logged:
-            # 1 when patches differ as much as layer-normed features can, 0 when all are the same vector.
-            self.signs = {"target_spread": targets.flatten(0, 2).var(dim=0, correction=0).mean().sqrt()}
+            # Over the images at each place: features that tell the place alone would look alive over all patches.
+            self.signs = {"target_spread": whole.detach().var(dim=1, correction=0).mean().sqrt()}
         loss = F.smooth_l1_loss if self.config.loss == "smooth_l1" else F.mse_loss
         return {"ijepa": loss(predicted, targets)}
 
     @torch.no_grad()
-    def targets(self, patches: Tensor, mask: Mask) -> Tensor:
-        """(V, B, N, D) the teacher's patches -> (V * B, T, L, D), each of mean 0 and variance 1, of the blocks."""
-        assert mask.blocks is not None
-        places = mask.blocks.flatten(0, 1)
-        normed = F.layer_norm(full_precision(patches.flatten(0, 1)), patches.shape[-1:])
-        taken = normed.gather(1, places.flatten(1)[..., None].expand(-1, -1, patches.shape[-1]))
-        return taken.unflatten(1, places.shape[1:])
+    def features(self, patches: Tensor) -> Tensor:
+        """(V, B, N, D) the teacher's patches -> the same, each of mean 0 and variance 1."""
+        return F.layer_norm(full_precision(patches), patches.shape[-1:])
+
+
+def _taken(features: Tensor, blocks: Tensor) -> Tensor:
+    """(V, B, N, D) and places (V, B, T, L) -> (V * B, T, L, D), the features of the blocks."""
+    width = features.shape[-1]
+    places = blocks.flatten(2)[..., None].expand(*features.shape[:2], -1, width)
+    return features.gather(2, places).unflatten(2, blocks.shape[2:]).flatten(0, 1)

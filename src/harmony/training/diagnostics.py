@@ -114,7 +114,7 @@ def _save(directory: Path, step: int, batches: Sequence[Batch]) -> str | None:
         directory.mkdir(exist_ok=True)
         if len(list(directory.iterdir())) >= _KEPT_FILES:
             return None
-        torch.save([plain(batch) for batch in batches], path)
+        torch.save([plain(batch.to("cpu")) for batch in batches], path)
     except (OSError, RuntimeError):
         path.unlink(missing_ok=True)
         return None
