@@ -8,6 +8,7 @@ Shapes: V large crops, B images, N patches, K prototypes.
 
 import copy
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Literal
 
 import timm
@@ -39,7 +40,7 @@ class Head(nn.Module):
         super().__init__()
         sizes = [width] + [config.hidden] * (config.layers - 1) + [config.bottleneck]
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last = nn.Parameter(0.02 * torch.randn(config.prototypes, config.bottleneck))

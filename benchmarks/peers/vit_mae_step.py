@@ -9,7 +9,7 @@ from harmony.objectives.mae import Mae
 
 DIFFERS = (
     "transformers' ViTMAE: it draws its masks in the step (ours come with the batch); no slow copy, no norms of the "
-    "gradient, no look at whether the loss is finite, all of which are in our step; scaled_dot_product_attention in both"
+    "gradient, no look at whether the loss is finite, which our step has; scaled_dot_product_attention in both"
 )
 
 
