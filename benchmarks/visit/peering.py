@@ -31,7 +31,8 @@ TINY = {
 
 def tasks(setting: Setting) -> Stage:
     """Every peer, or those that the options name; on ViT-S and B again at other batches where time is left."""
-    chosen = [name for name in NAMES if not setting.options or name in setting.options]
+    asked = setting.options or (("clip", "mae", "ibot-needed") if setting.tiny else NAMES)
+    chosen = [name for name in NAMES if name in asked]
     for name in chosen:
         arch, batch = SIZES[name]
         yield Task(name, partial(_compared, setting, name, arch, batch), 60)
@@ -40,15 +41,13 @@ def tasks(setting: Setting) -> Stage:
     for name in chosen:
         other = "vit_small_patch16_224" if SIZES[name][0].startswith("vit_base") else "vit_base_patch16_224"
         yield Task(f"{name} {other}", partial(_compared, setting, name, other, SIZES[name][1] // 2), 60)
-    for precision in ("fp32",):
-        yield Task(f"clip {precision}", partial(_compared, setting, "clip", *SIZES["clip"][:1], 128, precision), 60)
 
 
-def _compared(setting: Setting, name: str, arch: str, batch: int, precision: str = "bf16") -> Found:
+def _compared(setting: Setting, name: str, arch: str, batch: int) -> Found:
     if setting.tiny:
-        found = compare(name, setting.device, list(TINY[name]), None, 2, precision, rounds=1, warmup=1)
+        found = compare(name, setting.device, list(TINY[name]), None, 2, "bf16", rounds=1, warmup=1)
     else:
-        found = compare(name, setting.device, [], arch, batch, precision, rounds=20, warmup=5)
+        found = compare(name, setting.device, [], arch, batch, "bf16", rounds=20, warmup=5)
     if "left_out" in found:
         return found
     shown = {key: found[key] for key in ("image_tower", "batch", "times", "times_by_round", "memory_share")}

@@ -66,7 +66,7 @@ class Setting:
     budget: "Budget"
 
 
-class TimeUp(Exception):
+class OutOfTimeError(Exception):
     """A task was still running when the time was over."""
 
 
@@ -91,13 +91,13 @@ class Budget:
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
-        """Raise TimeUp within the block once time and grace are over (where the system can, in the main thread)."""
+        """Raise OutOfTimeError within the block once time and grace are over; only a main thread can be told."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def over(*_: Any) -> None:
-            raise TimeUp(f"broken off after {self.spent():.0f} s")
+            raise OutOfTimeError(f"broken off after {self.spent():.0f} s")
 
         before = signal.signal(signal.SIGALRM, over)
         signal.setitimer(signal.ITIMER_REAL, max(0.01, self.left() + self.grace))

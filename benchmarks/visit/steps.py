@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 
-
 from benchmarks.step import measure, recipe_of
 from benchmarks.visit.running import Found, Setting, Stage, Task
 
@@ -16,7 +15,7 @@ class Sweep:
         arch: its name.
         first: the batch to begin with; it doubles from there.
         changes: further settings of the recipe.
-        details: whether the first batch is measured in further ways and profiled.
+        details: whether the first batch is profiled, and measured in further ways.
     """
 
     arch: str
@@ -61,16 +60,18 @@ def tasks(setting: Setting) -> Stage:
     for sweep in sweeps:
         name = " ".join([sweep.arch, *sweep.changes])
         guess = 40.0
-        first = yield Task(f"{name} batch {sweep.first}", partial(_measured, setting, sweep, sweep.first), guess)
-        if first is None or "failed" in first:
+        kernels = 40 if sweep.details else 0
+        first = yield Task(
+            f"{name} batch {sweep.first}", partial(_measured, setting, sweep, sweep.first, kernels), guess
+        )
+        if first is None or "failed" in first or setting.tiny:
             continue
         if sweep.details:
-            yield Task(f"{name} profile", partial(_profiled, setting, sweep), guess)
-            for changes in WAYS[-1:] if setting.tiny else WAYS:
+            for changes in WAYS:
                 one = Sweep(sweep.arch, sweep.first, changes)
                 yield Task(f"{name} {' '.join(changes)}", partial(_measured, setting, one, sweep.first), 2 * guess)
         fits, batch = sweep.first, 2 * sweep.first
-        while batch <= (4 if setting.tiny else _LARGEST):
+        while batch <= _LARGEST:
             found = yield Task(f"{name} batch {batch}", partial(_measured, setting, sweep, batch), guess)
             if found is None or "failed" in found:
                 break
@@ -83,7 +84,7 @@ def tasks(setting: Setting) -> Stage:
 
 
 def _measured(setting: Setting, sweep: Sweep, batch: int, kernels: int = 0) -> Found:
-    """What `python -m benchmarks.step` measures; parts, places and machine for the file alone."""
+    """What `python -m benchmarks.step` measures, the longest kernels with it where asked for; most for the file alone."""
     changes = [*setting.options, *sweep.changes, *(TINY_RECIPE if setting.tiny else ())]
     arch, precision = (
         (None, "fp32") if setting.tiny else (sweep.arch, "bf16")
@@ -93,13 +94,9 @@ def _measured(setting: Setting, sweep: Sweep, batch: int, kernels: int = 0) -> F
     found = measure(recipe, setting.device, 77, steps, warmup, kernels)
     shown = {key: found[key] for key in ("step_s", "pairs_per_s", "utilisation", "utilisation_of_matmul", "host_waits")}
     memory = {key: value for key, value in found["memory_gib"].items() if key in ("ready", "peak")}
-    return {**shown, **memory, "memory_per_pair_mib": found["memory_per_pair_mib"], "details": found}
-
-
-def _profiled(setting: Setting, sweep: Sweep) -> Found:
-    """The longest kernels of a step, and for how much of it the device is busy."""
-    found = _measured(setting, sweep, sweep.first, kernels=40)
-    details = found["details"]
-    longest = [[one["name"][:60], one["s"], one["calls"]] for one in details["kernels"][:12]]
-    busy = details["device_busy_s"] / details["profiled_step_s"]
-    return {"busy": busy, "parts_s": details["parts_s"], "longest": longest, "details": details}
+    shown |= {**memory, "memory_per_pair_mib": found["memory_per_pair_mib"], "details": found}
+    if kernels:
+        shown["busy"] = found["device_busy_s"] / found["profiled_step_s"]
+        shown["parts_s"] = found["parts_s"]
+        shown["longest"] = [[one["name"][:60], one["s"], one["calls"]] for one in found["kernels"][:12]]
+    return shown
