@@ -15,17 +15,15 @@ class Sweep:
         arch: its name.
         first: the batch to begin with; it doubles from there.
         changes: further settings of the recipe.
-        details: whether the first batch is profiled, and measured in further ways.
     """
 
     arch: str
     first: int
     changes: tuple[str, ...] = ()
-    details: bool = False
 
 
 SWEEPS = (
-    Sweep("vit_base_patch16_224", 96, details=True),
+    Sweep("vit_base_patch16_224", 96),
     Sweep("vit_small_patch16_224", 128),
     Sweep("vit_large_patch16_224", 48),
     Sweep("vit_large_patch16_224", 48, ("efficiency.checkpointing=blocks",)),
@@ -38,7 +36,7 @@ WAYS = (
     ("efficiency.checkpointing=blocks",),
     ("efficiency.backward=joint",),
 )
-"""Settings that are measured at the first batch of the first tower."""
+"""Settings that are measured at the first batch of the first tower, each by itself."""
 
 TINY_RECIPE = (
     "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 1, heads: 2}",
@@ -55,40 +53,42 @@ _LARGEST = 4096
 
 
 def tasks(setting: Setting) -> Stage:
-    """Sweeps in the order of SWEEPS; options are settings of the recipe in all of them."""
-    sweeps = (Sweep("tiny", 2, details=True),) if setting.tiny else SWEEPS
-    for sweep in sweeps:
-        name = " ".join([sweep.arch, *sweep.changes])
-        guess = 40.0
-        kernels = 40 if sweep.details else 0
-        first = yield Task(
-            f"{name} batch {sweep.first}", partial(_measured, setting, sweep, sweep.first, kernels), guess
-        )
-        if first is None or "failed" in first or setting.tiny:
-            continue
-        if sweep.details:
-            for changes in WAYS:
-                one = Sweep(sweep.arch, sweep.first, changes)
-                yield Task(f"{name} {' '.join(changes)}", partial(_measured, setting, one, sweep.first), 2 * guess)
-        fits, batch = sweep.first, 2 * sweep.first
-        while batch <= _LARGEST:
-            found = yield Task(f"{name} batch {batch}", partial(_measured, setting, sweep, batch), guess)
-            if found is None or "failed" in found:
-                break
-            fits, batch, guess = batch, 2 * batch, max(guess, 2 * found["seconds"])
-        else:
-            continue
-        if found is not None:  # it did not fit: something between may
-            between = 3 * fits // 2
-            yield Task(f"{name} batch {between}", partial(_measured, setting, sweep, between), guess)
+    """The first tower at its first batch, the sweeps, then WAYS.
+
+    Options are settings of the recipe in all of them, and words such as `base` or `ways`, which choose among the parts.
+    """
+    words = [word for word in setting.options if "=" not in word]
+    sweeps = (Sweep("tiny", 2),) if setting.tiny else SWEEPS
+    for number, sweep in enumerate(sweeps):
+        if not words or any(word in sweep.arch for word in words):
+            yield from _swept(setting, sweep, kernels=0 if number else 40)
+    if not setting.tiny and (not words or "ways" in words):
+        arch, batch = SWEEPS[0].arch, SWEEPS[0].first
+        for changes in WAYS:
+            name = f"{arch} {' '.join(changes)} alone, batch {batch}"
+            yield Task(name, partial(_measured, setting, Sweep(arch, batch, changes), batch), 60)
+
+
+def _swept(setting: Setting, sweep: Sweep, kernels: int) -> Stage:
+    """Batches from the first to one that does not fit, then one between; the first is profiled where asked for."""
+    name, guess = " ".join([sweep.arch, *sweep.changes, "batch"]), 40.0
+    batch, fits, found = sweep.first, 0, None
+    while batch <= (sweep.first if setting.tiny else _LARGEST):
+        found = yield Task(f"{name} {batch}", partial(_measured, setting, sweep, batch, kernels), guess)
+        if found is None or "failed" in found:
+            break
+        fits, batch, kernels, guess = batch, 2 * batch, 0, max(guess, 2 * found["seconds"])
+    if fits and found is not None and "failed" in found:
+        between = 3 * fits // 2
+        yield Task(f"{name} {between}", partial(_measured, setting, sweep, between), guess)
 
 
 def _measured(setting: Setting, sweep: Sweep, batch: int, kernels: int = 0) -> Found:
-    """What `python -m benchmarks.step` measures, the longest kernels with it where asked for; most for the file alone."""
+    """What `python -m benchmarks.step` measures, with the longest kernels where asked for; most for the file alone."""
     changes = [*setting.options, *sweep.changes, *(TINY_RECIPE if setting.tiny else ())]
-    arch, precision = (
-        (None, "fp32") if setting.tiny else (sweep.arch, "bf16")
-    )  # many CPUs take minutes to multiply in bf16
+    arch, precision = sweep.arch, "bf16"
+    if setting.tiny:  # many CPUs take minutes to multiply in bf16
+        arch, precision = None, "fp32"
     recipe = recipe_of("harmony", changes, arch, batch, precision)
     steps, warmup = (1, 1) if setting.tiny else (8, 4)
     found = measure(recipe, setting.device, 77, steps, warmup, kernels)

@@ -147,20 +147,28 @@ def sent(stage: Stage, answer) -> list[str]:
         found = answer(task.name)
 
 
-def test_batches_double_until_one_does_not_fit(tmp_path: Path):
+def fitting(most: int):
     def answer(name: str) -> Found:
-        batch = int(name.rpartition("batch ")[2]) if "batch " in name else 0
-        return {"failed": "out of memory"} if batch > 400 else {"seconds": 1.0}
+        return {"failed": "out of memory"} if int(name.rpartition("batch ")[2]) > most else {"seconds": 1.0}
 
-    names = sent(steps.tasks(setting_of(tmp_path, tiny=False)), answer)
+    return answer
+
+
+def test_batches_double_until_one_does_not_fit(tmp_path: Path):
+    names = sent(steps.tasks(setting_of(tmp_path, tiny=False)), fitting(400))
     base = [int(name.split()[-1]) for name in names if re.fullmatch(r"vit_base_patch16_224 batch \d+", name)]
     assert base == [96, 192, 384, 768, 576]
-    assert sum("efficiency" in name and "batch" not in name for name in names) == len(steps.WAYS)
+    assert sum("alone" in name for name in names) == len(steps.WAYS)
 
 
 def test_a_tower_whose_first_batch_fails_is_passed_over(tmp_path: Path):
-    names = sent(steps.tasks(setting_of(tmp_path, tiny=False)), lambda name: {"failed": "x"})
-    assert len(names) == len(steps.SWEEPS)
+    names = sent(steps.tasks(setting_of(tmp_path, tiny=False)), fitting(0))
+    assert len(names) == len(steps.SWEEPS) + len(steps.WAYS)
+
+
+def test_words_choose_among_the_towers(tmp_path: Path):
+    names = sent(steps.tasks(setting_of(tmp_path, tiny=False, options=("large", "views.local.count=2"))), fitting(0))
+    assert len(names) == 2 and all(name.startswith("vit_large") for name in names)
 
 
 def test_sizes_are_those_of_recipes_and_peers(tmp_path: Path):
@@ -173,7 +181,7 @@ def test_sizes_are_those_of_recipes_and_peers(tmp_path: Path):
     command = training.words(setting_of(tmp_path, tiny=False), tmp_path / "train")
     end = command.index("--seeds")
     plan = plan_of(command[1:end], [0], ["retrieval"], "a command")
-    rows = {entry.name: entry.row.recipe for entry in plan.entries}
+    rows = {row.name: row.recipe for row in plan.rows}
     assert list(rows) == list(training.ROWS)
     assert {(r.model.image.name, r.largest_view, r.train.epochs, r.data.batch_size) for r in rows.values()} == {
         ("vit_small_patch16_224", 112, 40, 256)
