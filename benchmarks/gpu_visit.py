@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -43,14 +44,16 @@ _IMPORTED = {"open_clip_torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml", 
 
 
 def ready() -> dict[str, Any]:
-    """Which packages are here, in which version, and which are not; nothing of the project is imported for that."""
+    """Which packages are here, in which version, and which are not or too old; nothing of the project is imported."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found: dict[str, Any] = {"python": sys.version.split()[0], "here": {}, "missing": [], "broken": {}}
-    for wanted in [*project["dependencies"], "transformers"]:
-        name = wanted.partition(">=")[0]
+    found: dict[str, Any] = {"python": sys.version.split()[0], "here": {}, "older": [], "missing": [], "broken": {}}
+    for wanted in [*project["dependencies"], "transformers>=5.0"]:
+        name, _, least = wanted.partition(">=")
         try:
             importlib.import_module(_IMPORTED.get(name, name))
             found["here"][name] = version(name)
+            if _numbers(version(name)) < _numbers(least):
+                found["older"].append(f"{name} {version(name)}, where {least} is the oldest that will do")
         except PackageNotFoundError:
             found["here"][name] = "?"
         except ModuleNotFoundError as error:
@@ -58,6 +61,10 @@ def ready() -> dict[str, Any]:
         except Exception as error:
             found["broken"][name] = f"{type(error).__name__}: {error}"
     return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -80,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.stage == "ready":
         found = ready()
         print(json.dumps(found, indent=1))
-        return 1 if found["missing"] or found["broken"] else 0
+        return 1 if any(found[fault] for fault in ("older", "missing", "broken")) else 0
 
     import torch
 

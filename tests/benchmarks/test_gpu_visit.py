@@ -208,8 +208,13 @@ def test_training_goes_on_where_a_visit_ended(tmp_path: Path):
 def test_it_says_what_this_machine_lacks(words: list[str], tmp_path: Path):
     done = subprocess.run([sys.executable, *words, "ready"], capture_output=True, text=True, cwd=ROOT, check=False)
     found = json.loads(done.stdout)
-    assert (done.returncode == 0) == (not found["missing"] and not found["broken"])
+    assert (done.returncode == 0) == (not found["older"] and not found["missing"] and not found["broken"])
     assert "torch" in found["here"]
+
+
+def test_what_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu_visit, "version", lambda name: "1.0.3" if name == "timm" else "99.0")
+    assert [line.split()[:2] for line in gpu_visit.ready()["older"]] == [["timm", "1.0.3,"]]
 
 
 def test_without_a_gpu_nothing_full_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
