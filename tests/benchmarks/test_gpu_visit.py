@@ -188,9 +188,11 @@ def test_sizes_are_those_of_recipes_and_peers(tmp_path: Path):
     }
 
 
-def test_training_goes_on_where_a_visit_ended(tmp_path: Path):
-    """A visit that is over at once, then one with time, in the same folder."""
-    with training._interrupted_after(0.01):
+def test_training_goes_on_where_a_visit_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A visit that is over nearly at once, then one with time, in the same folder."""
+    with monkeypatch.context() as patch:
+        after = training._interrupted_after
+        patch.setattr(training, "_interrupted_after", lambda _: after(0.2))
         first = training._compared(setting_of(tmp_path), tmp_path / "keep" / "train")
     assert (first["finished"], first["status"]) == (False, 130)
     assert "failed" not in first
