@@ -91,7 +91,7 @@ class Learner(nn.Module):
         return self
 
     def _apply(self, *arguments: Any, **named: Any) -> Self:
-        """What `to`, `double` and the like do. They replace buffers, so that the pairs of tensors must be found anew."""
+        """What `to` and `double` do. They replace buffers, so that the pairs of tensors must be found anew."""
         super()._apply(*arguments, **named)
         self._slow = Teacher(self._pairs())
         return self
