@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import get_args
 
@@ -188,6 +189,20 @@ def test_sizes_are_those_of_recipes_and_peers(tmp_path: Path):
     }
 
 
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project runs from its sources, as it does on a machine that is only visited."""
+    found = Distribution.from_name
+
+    def from_name(name: str) -> Distribution:
+        if name == "harmony":
+            raise PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(Distribution, "from_name", from_name)
+
+
+@pytest.mark.usefixtures("nothing_installed")
 def test_training_goes_on_where_a_visit_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A visit that is over nearly at once, then one with time, in the same folder."""
     with monkeypatch.context() as patch:
