@@ -3,6 +3,7 @@
 import pytest
 from comparisons import IMAGES, SHARED
 
+from harmony import recipe as recipes
 from harmony.comparison.rows import read
 from harmony.comparison.terms import COMMON, on_equal_terms
 from harmony.errors import UserError
@@ -56,11 +57,30 @@ def test_what_is_common_is_the_first_rows_and_the_rest_stays(tmp_path):
     assert second.recipe.data.batch_size == 64
     assert second.recipe.train.steps == 50
     assert second.recipe.model.text == first.recipe.model.text
-    assert second.changes == ("model.text.activation quick_gelu → gelu",)
+    assert second.changes == ("model.text.activation quick_gelu → gelu", "evaluation as quickstart")
     assert first.changes == ()
     assert second.recipe.evaluation.knn.temperature == 0.1
     assert set(second.recipe.objectives) == {"clip"}
     assert second.recipe.optim.clip_norm == 3.0
+
+
+@pytest.mark.parametrize(
+    "first", [("clip-small",), ("mae-small",), ("clip-small", "train.epochs=3"), ("clip", "train.steps=7")]
+)
+def test_every_row_is_as_long_as_the_first(first):
+    """Recipes say their length in steps or in epochs, and those with steps have epochs of their method's besides."""
+    others = ("simclr-small", "slip-small", "simclr")
+    rows = equal(
+        first[0],
+        *others,
+        *first[1:],
+        "data.train=scenes:train?size=48",
+        "views.global.size=48",
+        "views.augmented.size=48",
+        "optim.warmup=1 step",
+    )
+    assert len({(row.recipe.train.steps, row.recipe.train.epochs) for row in rows}) == 1
+    assert rows[0].recipe.train.steps == recipes.load(first[0], [*first[1:], "data.train=x"]).train.steps
 
 
 def test_data_and_model_of_the_first_row_are_laid_over_a_recipe_that_leaves_them_open():

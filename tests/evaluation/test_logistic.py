@@ -67,6 +67,29 @@ def test_the_path_does_not_change_where_it_leads():
     torch.testing.assert_close(along.weight, alone.weight, atol=1e-6, rtol=0)
 
 
+def test_the_objective_does_not_remember_another_regularisation_or_other_weights():
+    inputs, labels = blobs()
+    problem = Problem(inputs, labels, 4)
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 4, 13, generator=generator, dtype=torch.float64)
+    for weights, strength in ((first, 0.1), (first, 10.0), (second, 10.0), (first, 0.1)):
+        loss, gradient = problem.objective(weights, strength)
+        expected = Problem(inputs, labels, 4).objective(weights, strength)
+        assert loss.equal(expected[0]) and gradient.equal(expected[1])
+        gradient.zero_()  # the caller's own
+
+
+def test_where_a_fit_ended_is_not_computed_anew(monkeypatch):
+    passes, softmax = [], F.log_softmax
+    monkeypatch.setattr(F, "log_softmax", lambda *given, **named: passes.append(1) or softmax(*given, **named))
+    inputs, labels = blobs()
+    problem = Problem(inputs.float(), labels, 4)
+    problem.solve(0.1)
+    before = len(passes)
+    assert problem.solve(0.1).steps == 0
+    assert len(passes) == before
+
+
 def test_single_precision_finds_the_same_probabilities():
     inputs, labels = blobs()
     exact, quick = Problem(inputs, labels, 4).solve(1e-3, 1e-9), Problem(inputs.float(), labels, 4).solve(1e-3)

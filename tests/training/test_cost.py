@@ -133,3 +133,8 @@ def test_the_tables_name_every_objective() -> None:
     text = out.getvalue()
     for name in ("clip", "dino", "ibot", "mae", "mlm", "text_distillation", "GiB"):
         assert name in text
+
+
+def test_stochastic_depth_is_counted_without_numbers():
+    """Its draws have no values while operations are counted, and change no count."""
+    assert cost_of(tiny("model.image.drop_path=0.1")).flops == cost_of(tiny("model.image.drop_path=0.0")).flops

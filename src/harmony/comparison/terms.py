@@ -96,7 +96,8 @@ def on_equal_terms(asked: Sequence[Asked], shared: Sequence[str]) -> list[Row]:
         if own["model"]["text"] is not None:
             terms |= {key: _at(texts[0], key) for key in TEXT}
         differs = {key: value for key, value in terms.items() if _at(own, key) != value}
-        recipe = _loaded(row, [*overrides, *(_written(key, value) for key, value in differs.items())])
+        length = ["train.steps"] if "train.epochs" in differs else []  # or the epochs would take the place of the steps
+        recipe = _loaded(row, [*overrides, *(_written(key, terms[key]) for key in (*differs, *length))])
         changes = [f"{override} left out: {reason}" for override, reason in without.items()]
         changes += [f"{key} {_shown(_at(own, key))} → {_shown(value)}" for key, value in differs.items()]
         if rows:

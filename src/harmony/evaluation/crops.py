@@ -5,7 +5,7 @@ Shapes: b examples of a batch, S pixels a side.
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class Read:
     captions: list[list[str]] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     bad_indices: list[int] = field(default_factory=list)
+
+    def pin_memory(self) -> "Read":
+        """With its crops in memory that a GPU fetches by itself; what a DataLoader calls."""
+        return self if self.pixels is None else replace(self, pixels=self.pixels.pin_memory())
 
     def add(self, other: "Read") -> None:
         """Take over what `other` holds, but for its crops."""

@@ -7,6 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -113,13 +114,19 @@ class Encoder(ABC):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(..., 3, H, W) uint8 -> float32 as the image tower was trained on."""
-        mean, std = (torch.tensor(colour, device=pixels.device).view(3, 1, 1) for colour in (self.mean, self.std))
+        mean, std = (_plane(tuple(colour), pixels.device) for colour in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
     def denormalise(self, pixels: Tensor) -> Tensor:
         """The inverse of `normalise`, rounded and kept within 0 .. 255: (..., 3, H, W) uint8."""
-        mean, std = (torch.tensor(colour, device=pixels.device).view(3, 1, 1) for colour in (self.mean, self.std))
+        mean, std = (_plane(tuple(colour), pixels.device) for colour in (self.mean, self.std))
         return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=16)
+def _plane(colour: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1); kept, since to bring it to a GPU anew the host would wait there for all that is under way."""
+    return torch.tensor(colour, device=device).view(3, 1, 1)
 
 
 def off_patch(size: int, patch: int) -> str | None:

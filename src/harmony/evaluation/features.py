@@ -145,7 +145,7 @@ class Features:
         done: list[Tensor] = []
         for place, (i, batch) in enumerate(_shown(batches, len(batches), f"reading {count:,} texts")):
             with self._precision():
-                done.append(_unit(self.encoder.texts(batch), "texts"))
+                done.append(_finite(_unit(self.encoder.texts(batch)).cpu(), "texts"))
             if place + 1 == len(batches) or batches[place + 1][0] != i:
                 yield i, {"embeddings": torch.cat(done)}
                 done = []
@@ -202,11 +202,13 @@ class Features:
         for place, batch in enumerate(_shown(loader, len(batches), f"encoding {count:,} images")):
             read.add(batch)
             if batch.pixels is not None:
-                pixels = self.encoder.normalise(batch.pixels.to(self.encoder.device))
+                pixels = self.encoder.normalise(batch.pixels.to(self.encoder.device, non_blocking=True))
                 with self._precision():
                     encoding = self.encoder.encode(pixels, self._layers)
                 for name, tensor in _kept(encoding).items():
-                    found[name].append(tensor)
+                    # What is kept stays on the device until its shard is full: to fetch it the host would have to wait
+                    # for each batch. Damaged weights show in the first one.
+                    found[name].append(tensor if place else _finite(tensor, "images"))
             if place + 1 == len(batches) or batches[place + 1][0] != batches[place][0]:
                 yield batches[place][0], _shard(found, read)
                 found, read = self._nothing(), Read()
@@ -218,7 +220,7 @@ class Features:
             "cls": (0, self._layers, self.encoder.width),
             "patches": (0, self.encoder.width),
         }
-        return {name: [torch.empty(shape)] for name, shape in shapes.items()}
+        return {name: [torch.empty(shape, device=self.encoder.device)] for name, shape in shapes.items()}
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.encoder.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -232,15 +234,16 @@ class Features:
             sampler=batches,  # its places in the data set are slices
             num_workers=max(0, min(workers, len(batches) - 1)),  # a single batch is made here
             worker_init_fn=start_worker,
+            pin_memory=self.encoder.device.type == "cuda",
         )
 
 
 def _kept(encoding: Encoding) -> Shard:
-    """What is kept of a batch of images."""
+    """What is kept of a batch of images, where they were encoded."""
     return {
-        "embeddings": _unit(encoding.embedding, "images"),
-        "cls": _finite(torch.stack([layer.cls for layer in encoding.layers], dim=1).float().cpu(), "images"),
-        "patches": _finite(encoding.layers[-1].patches.float().mean(dim=(2, 3)).cpu(), "images"),
+        "embeddings": _unit(encoding.embedding),
+        "cls": torch.stack([layer.cls for layer in encoding.layers], dim=1).float(),
+        "patches": encoding.layers[-1].patches.float().mean(dim=(2, 3)),
     }
 
 
@@ -248,7 +251,7 @@ def _shard(found: Mapping[str, Sequence[Tensor]], read: Read) -> Shard:
     """One shard of `ImageFeatures`."""
     numbers = {"indices": read.indices, "labels": read.labels, "bad_indices": read.bad_indices}
     return (
-        {name: torch.cat(list(parts)) for name, parts in found.items()}
+        {name: _finite(torch.cat(list(parts)).cpu(), "images") for name, parts in found.items()}
         | {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
         | {"captions": packed(read.captions), "bad": packed(read.bad)}
     )
@@ -263,9 +266,9 @@ def _shown(items: Iterable[ItemT], total: int, doing: str) -> Iterable[ItemT]:
     return track(items, total, doing) if total and ranks.is_main() else items
 
 
-def _unit(embeddings: Tensor, what: str) -> Tensor:
-    """Float32, of unit length, on the CPU."""
-    return _finite(F.normalize(embeddings.float(), dim=-1).cpu(), what)
+def _unit(embeddings: Tensor) -> Tensor:
+    """Float32, of unit length."""
+    return F.normalize(embeddings.float(), dim=-1)
 
 
 def _finite(features: Tensor, what: str) -> Tensor:

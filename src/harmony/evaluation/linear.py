@@ -6,8 +6,9 @@ held out; the test set is looked at once, when everything is chosen.
 Shapes: N images, D width of a probe's inputs, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -150,7 +151,8 @@ def _learned(setup: Setup, train: Probed, classes: int) -> tuple[list[Tried], Tr
     heads = train_heads(setup, train, fitted, kinds, classes)
     classifiers = [heads.classifier(place) for place in range(len(grid))]
     if len(grid) > 1:
-        grid = [validated(one, c, train, held_out) for one, c in zip(grid, classifiers, strict=True)]
+        pairs = groupby(zip(grid, classifiers, strict=True), lambda pair: pair[0].inputs)
+        grid = [one for kind, alike in pairs for one in _validated(kind, alike, train, held_out)]
         grid = _agreed(grid, setup.encoder.device)
     chosen = best(grid)
     return grid, chosen, classifiers[grid.index(chosen)]
@@ -174,22 +176,34 @@ def search(
 ) -> list[Tried]:
     """Fit every setting on one part of the training set and measure it on the other; settings of like inputs adjoin."""
     found: list[Tried] = []
-    problem: Problem | None = None
-    for one in track(grid, len(grid), f"fitting {len(grid)} linear probes on {len(fitted):,} images"):
-        if problem is None or one.inputs != found[-1].inputs:
-            inputs = one.inputs.of(train.cls[fitted], train.patches[fitted]).to(device)
-            problem = Problem(inputs, train.labels[fitted], classes)
-        found.append(validated(one, problem.solve(one.value), train, held_out))
+    tried = track(grid, len(grid), f"fitting {len(grid)} linear probes on {len(fitted):,} images")
+    for kind, alike in groupby(tried, lambda one: one.inputs):
+        found += _validated(kind, _fits(kind, alike, train, fitted, classes, device), train, held_out)
     return _agreed(found, device)
 
 
-def validated(one: Tried, classifier: Classifier, train: Probed, held_out: Tensor) -> Tried:
-    """With its accuracy and loss on the images held out."""
-    labels = train.labels[held_out]
-    inputs = one.inputs.of(train.cls[held_out], train.patches[held_out]).to(classifier.weight.device)
-    scores = classifier.scores(inputs).cpu()
-    top1 = (ranks_of(scores, labels) == 1).double().mean()
-    return Tried(one.inputs, one.value, float(top1), float(F.cross_entropy(scores.double(), labels)))
+def _fits(
+    kind: Inputs, alike: Iterable[Tried], train: Probed, fitted: Tensor, classes: int, device: torch.device
+) -> Iterator[tuple[Tried, Classifier]]:
+    """Settings of like inputs with their classifiers; what they share is made once, and gone before the next kind's."""
+    problem = Problem(kind.of(train.cls, train.patches, fitted).to(device), train.labels[fitted], classes)
+    for one in alike:
+        yield one, problem.solve(one.value)
+
+
+def _validated(
+    kind: Inputs, classifiers: Iterable[tuple[Tried, Classifier]], train: Probed, held_out: Tensor
+) -> list[Tried]:
+    """Settings of like inputs with their accuracy and loss on the images held out."""
+    found: list[Tried] = []
+    inputs, labels = kind.of(train.cls, train.patches, held_out), train.labels[held_out]
+    for one, classifier in classifiers:
+        inputs = inputs.to(classifier.weight.device)
+        scores = classifier.scores(inputs).cpu()
+        top1 = (ranks_of(scores, labels) == 1).double().mean()
+        loss = F.cross_entropy(scores.double(), labels)
+        found.append(Tried(one.inputs, one.value, float(top1), float(loss)))
+    return found
 
 
 def _agreed(grid: Sequence[Tried], device: torch.device) -> list[Tried]:

@@ -84,7 +84,13 @@ class Inputs:
     layers: int
     pooling: str
 
-    def of(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """(N, L, D) class tokens and (N, D) mean patches -> (N, layers * D), or (N, (layers + 1) * D)."""
-        tokens = cls[:, -self.layers :].flatten(1)
-        return tokens if self.pooling == "cls" else torch.cat([tokens, patches], dim=1)
+    def of(self, cls: Tensor, patches: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """(N, L, D) class tokens and (N, D) mean patches -> (N, layers * D), or (N, (layers + 1) * D).
+
+        Args:
+            cls: class tokens of all images.
+            patches: mean patches of all images.
+            rows: the images wanted; nothing else is copied.
+        """
+        tokens = cls[:, -self.layers :][rows].flatten(1)
+        return tokens if self.pooling == "cls" else torch.cat([tokens, patches[rows]], dim=1)

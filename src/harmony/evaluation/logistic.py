@@ -83,15 +83,18 @@ class Problem:
         # Of classes that were never seen nothing is learned: their bias would fall for ever.
         self.seen, targets = labels.to(inputs.device).unique(return_inverse=True)
         mine = slice(ranks.rank(), None, ranks.count())
-        standardised = (inputs[mine] - self.mean) / self.scale
+        standardised = (inputs[mine] - self.mean).div_(self.scale)
         covariance = sum_of(rows.T @ rows for rows in standardised.split(ROWS)) / self.examples
         variances, axes = torch.linalg.eigh(ranks.total(covariance))
         kept = min(self.examples, len(variances))
         self._variances, self._axes = variances[-kept:].clamp(min=0), axes[:, -kept:]
         ranks.broadcast([self._variances, self._axes])  # the same axes on all ranks, to the last bit
-        self._inputs = torch.cat([rows @ self._axes.to(rows) for rows in standardised.split(ROWS)])
+        for rows in standardised.split(ROWS):  # in place: the inputs of ImageNet take ten gigabytes and more
+            rows[:, :kept] = rows @ self._axes.to(rows)
+        self._inputs = standardised[:, :kept].contiguous()
         self._targets = targets[mine]
         self._weights = self._axes.new_zeros(len(self.seen), kept + 1)
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def solve(self, regularisation: float, tolerance: float = 1e-4, most: int = 500) -> Classifier:
         """The classifier for a regularisation; begins where the one before ended.
@@ -128,18 +131,30 @@ class Problem:
 
     def objective(self, weights: Tensor, regularisation: float) -> tuple[Tensor, Tensor]:
         """The objective and its gradient at weights (seen classes, axes + 1), the bias in the last column."""
-        loss, gradient = weights.new_zeros(()), torch.zeros_like(weights)
-        slopes, bias = weights[:, :-1].to(self._inputs), weights[:, -1].to(self._inputs)
-        for inputs, targets in zip(self._inputs.split(ROWS), self._targets.split(ROWS), strict=True):
+        loss, gradient = self._cross_entropy(weights.to(self._inputs))
+        loss = loss + regularisation / 2 * weights[:, :-1].square().sum()
+        penalty = regularisation * weights
+        penalty[:, -1] = 0
+        return loss, gradient + penalty
+
+    def _cross_entropy(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Its mean and gradient in float64, at weights as they are multiplied.
+
+        The last ones are kept: a fit asks again for where it ended, and the next regularisation begins there.
+        """
+        if self._last is not None and self._last[0].equal(weights):
+            return self._last[1:]
+        loss, gradient = self._weights.new_zeros(()), torch.zeros_like(self._weights)
+        slopes, bias = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
+        for inputs, targets in zip(self._inputs.split(ROWS), self._targets[:, None].split(ROWS), strict=True):
             logs = F.log_softmax(F.linear(inputs, slopes, bias), dim=1)
-            loss -= logs.gather(1, targets[:, None]).sum(dtype=loss.dtype)
-            excess = logs.exp() - F.one_hot(targets, len(self.seen))
+            loss -= logs.gather(1, targets).sum(dtype=loss.dtype)
+            excess = logs.exp_()
+            excess.scatter_(1, targets, excess.gather(1, targets) - 1)
             gradient[:, :-1] += excess.T @ inputs
             gradient[:, -1] += excess.sum(dim=0)
-        loss, gradient = ranks.total(loss) / self.examples, ranks.total(gradient) / self.examples
-        loss += regularisation / 2 * weights[:, :-1].square().sum()
-        gradient[:, :-1] += regularisation * weights[:, :-1]
-        return loss, gradient
+        self._last = weights, ranks.total(loss) / self.examples, ranks.total(gradient) / self.examples
+        return self._last[1:]
 
     def _classifier(self, gradient: float, steps: int) -> Classifier:
         weight = self.mean.new_zeros(self.classes, len(self.mean))
