@@ -1,5 +1,7 @@
 """The machine a benchmark runs on: what it is, and the most arithmetic it does."""
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -72,6 +74,59 @@ def resident_gib() -> float:
     """What the process holds at this moment, in GiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+class Growth:
+    """How much more memory is taken within a block than when it begins, at the fullest moment.
+
+    Attributes:
+        gib: known behind the block; None where the system does not tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0.0
+        self.gib: float | None = None
+
+    def __enter__(self) -> "Growth":
+        gc.collect()
+        if self._device.type == "cuda":
+            finish(self._device)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device) / 2**30
+        else:
+            _give_back()
+            self._before = resident_gib() if _forget_highest() else float("nan")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            finish(self._device)
+            self.gib = torch.cuda.max_memory_allocated(self._device) / 2**30 - self._before
+        elif self._before == self._before:
+            self.gib = max(0.0, _highest_gib() - self._before)
+
+
+def _give_back() -> None:
+    """Have the heap return what it holds and nobody uses, or the next block would take it without growing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _forget_highest() -> bool:
+    """Have Linux forget the largest that the process was; whether it could."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _highest_gib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**20
 
 
 def _processor() -> str:

@@ -57,11 +57,18 @@ class Work:
         recipe: its colours are not changed on the device, and its first weights are random.
         stepper: what makes the step.
         batches: the batches that take turns.
+        device: where all of it lies.
     """
 
     recipe: Recipe
     stepper: Stepper
     batches: list[Batch]
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        """The recipe's precision, for a step of another make."""
+        dtype = self.stepper.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def step(self, number: int, logged: bool = False) -> None:
         self.stepper.step([self.batches[number % len(self.batches)]], MIDDLE, logged)
@@ -88,7 +95,7 @@ def prepare(recipe: Recipe, device: torch.device, caption_tokens: int = 77) -> W
         for tokens in batch.captions.values():
             tokens[:, 1:-1] = torch.randint(_FIRST_WORD, _LAST_WORD, tokens[:, 1:-1].shape)
         batches.append(replace(batch.to(device), images=images))
-    return Work(recipe, Stepper(learner, recipe, device), batches)
+    return Work(recipe, Stepper(learner, recipe, device), batches, device)
 
 
 def measure(

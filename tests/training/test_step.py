@@ -217,3 +217,12 @@ def test_garbage_is_collected_by_hand_and_by_itself_again_afterwards():
         garbage.step(2)
         assert gone
     assert gc.isenabled()
+
+
+def test_a_moved_learner_has_slow_copies_of_what_it_then_holds():
+    """Moving replaces buffers; were those of before still followed, a GPU would be given some tensors of the CPU."""
+    learner = tiny_trainer().learner.double()
+    held = {id(tensor) for tensor in learner.state_dict(keep_vars=True).values()}
+    followed = [*learner._slow._fast, *learner._slow._slow]
+    assert any(tensor.ndim == 2 and not tensor.requires_grad for tensor in learner._slow._fast), "lengths of prototypes"
+    assert all(id(tensor) in held for tensor in followed)

@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from harmony import ranks
 from harmony.disk import is_full
 from harmony.evaluation.progress import say
+from harmony.training.checkpoints import version_of
 from harmony.training.distributed import everyones, together
 
 FORMAT = 1
@@ -127,7 +127,7 @@ class Store:
         """Make the folder with its about.json; without a disk to write to, all goes on in memory."""
         if self.folder is None:
             return
-        about = self._facts | self._notes | {f"{name}_version": version(name) for name in ("harmony", "torch")}
+        about = self._facts | self._notes | {f"{name}_version": version_of(name) for name in ("harmony", "torch")}
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,12 @@ class Learner(nn.Module):
         self.frozen.eval()
         for _, slow in self._pairs():
             slow.eval()
+        return self
+
+    def _apply(self, *arguments: Any, **named: Any) -> Self:
+        """What `to` and `double` do. They replace buffers, so that the pairs of tensors must be found anew."""
+        super()._apply(*arguments, **named)
+        self._slow = Teacher(self._pairs())
         return self
 
     def masks(self) -> dict[str, MaskSampler]:
