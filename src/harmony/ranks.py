@@ -96,28 +96,49 @@ def average_gradients(parameters: Sequence[torch.nn.Parameter], bucket_bytes: in
     """
     if count() == 1:
         return
-    for bucket in _buckets([parameter for parameter in parameters if parameter.grad is not None], bucket_bytes):
-        gradients = [parameter.grad for parameter in bucket if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= count()
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
+    for bucket in buckets([parameter for parameter in parameters if parameter.grad is not None], bucket_bytes):
+        Averaging([parameter.grad for parameter in bucket if parameter.grad is not None]).finish()
 
 
-def _buckets(parameters: Sequence[torch.nn.Parameter], limit: int) -> list[list[torch.nn.Parameter]]:
+class Averaging:
+    """One reduction of several gradients laid end to end, on its way from the moment this is made."""
+
+    def __init__(self, gradients: Sequence[Tensor]) -> None:
+        """Send them off.
+
+        Args:
+            gradients: of one dtype and device; they keep their values until `finish`.
+        """
+        self._gradients = list(gradients)
+        self._flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self._work = dist.all_reduce(self._flat, async_op=True)
+
+    def finish(self) -> None:
+        """Wait for it and give the gradients the means over ranks, in place."""
+        self.drop()
+        self._flat /= count()
+        pieces = self._flat.split([gradient.numel() for gradient in self._gradients])
+        torch._foreach_copy_(self._gradients, [p.view_as(g) for p, g in zip(pieces, self._gradients, strict=True)])
+
+    def drop(self) -> None:
+        """Wait for it and leave the gradients as they are."""
+        if self._work is not None:
+            self._work.wait()
+
+
+def buckets(parameters: Sequence[torch.nn.Parameter], limit: int) -> list[list[torch.nn.Parameter]]:
     """Runs of parameters of one dtype and device that take at most `limit` bytes together (or a single one)."""
-    buckets: list[list[torch.nn.Parameter]] = []
+    found: list[list[torch.nn.Parameter]] = []
     size = 0
     for parameter in parameters:
-        fits = buckets and size + parameter.nbytes <= limit
-        alike = buckets and (buckets[-1][0].dtype, buckets[-1][0].device) == (parameter.dtype, parameter.device)
+        fits = found and size + parameter.nbytes <= limit
+        alike = found and (found[-1][0].dtype, found[-1][0].device) == (parameter.dtype, parameter.device)
         if not (fits and alike):
-            buckets.append([])
+            found.append([])
             size = 0
-        buckets[-1].append(parameter)
+        found[-1].append(parameter)
         size += parameter.nbytes
-    return buckets
+    return found
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:

@@ -166,17 +166,6 @@ def test_fp16_gradients_that_overflow_at_the_least_scale_are_an_error():
     assert measured.complaint == "the gradient of image is not finite"
 
 
-def test_one_reduction_of_the_gradient_a_step(monkeypatch: pytest.MonkeyPatch):
-    from harmony import ranks
-
-    calls = []
-    monkeypatch.setattr(ranks, "average_gradients", lambda parameters: calls.append(len(parameters)))
-    trainer = tiny_trainer("train.accumulate=2")
-    assert len(trainer.learner.plan.groups) > 1
-    list(_steps(trainer, 1))
-    assert calls == [sum(p.requires_grad for p in trainer.learner.parameters())]
-
-
 def test_an_unused_parameter_neither_decays_nor_moves():
     """Without clip, nothing reads the projections into the shared space."""
     trainer = tiny_trainer("objectives.clip=null", "optim.weight_decay=0.4")

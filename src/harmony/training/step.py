@@ -1,7 +1,7 @@
 """What one step does.
 
-batch -> colours on the device -> for each group of objectives: encode, losses, backward -> one gradient reduction over
-ranks -> clip -> optimiser -> centres and teacher.
+batch -> colours on the device -> for each group of objectives: encode, losses, backward, while final gradients are
+already on their way between ranks -> clip -> optimiser -> centres and teacher.
 
 Host and device meet once a step, when the losses and the norms of the gradient, a few numbers, are read to see whether
 they are finite. When they are not, the update, the centres and the teacher are left out on all ranks.
@@ -22,6 +22,7 @@ from harmony.schedules import Clock
 from harmony.training.diagnostics import complaint
 from harmony.training.learner import Learner
 from harmony.training.optimiser import Gradients, adamw, learning_rate, set_rates
+from harmony.training.reduction import Reduction
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -67,6 +68,7 @@ class Stepper:
         learner: models and objectives, on their device.
         optimiser: AdamW.
         gradients: norms and clipping.
+        reduction: their means over ranks.
         scaler: the loss scale of fp16; without effect in other precisions.
         augments: whether crops are changed and normalised on the device.
     """
@@ -75,6 +77,7 @@ class Stepper:
         self.learner = learner
         self.optimiser = adamw(learner, recipe.optim)
         self.gradients = Gradients(learner.parts(), recipe.optim)
+        self.reduction = Reduction(self.gradients.parameters)
         self.dtype = _DTYPES[recipe.train.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         where = recipe.efficiency.augment
@@ -91,8 +94,9 @@ class Stepper:
             logged: whether the learner's signs will be read.
         """
         rates = self._set_rates(clock)
+        self.reduction.begin()
         losses, weights = self.backward(loaded, clock, logged)
-        ranks.average_gradients(self.gradients.parameters)
+        self.reduction.finish()
         self.scaler.unscale_(self.optimiser)
         self.learner.before_update(clock)
         norms = self.gradients.norms()
