@@ -39,7 +39,7 @@ WAYS = (
 """Settings that are measured at the first batch of the first tower, each by itself."""
 
 TINY_RECIPE = (
-    "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 1, heads: 2}",
+    "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 2, heads: 2, drop_path: 0.1}",
     "model.text={width: 16, layers: 1, heads: 2, context: 16}",
     "model.embed=16",
     "views.global={size: 32}",

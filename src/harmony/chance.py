@@ -91,7 +91,7 @@ class Chance:
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Numbers in [0, 1), float32, (B, *shape). The same name always gives the same numbers."""
         count = math.prod(shape)
-        here = self.keys.device.type == "cpu" and type(self.keys) is Tensor  # fake tensors, which count, have no numbers
+        here = self.keys.device.type == "cpu" and type(self.keys) is Tensor  # a fake tensor has no numbers
         words = _words_here if here else _words_there
         return words(self.keys, _name_key(name), count).mul_(2.0**-24).view(len(self.keys), *shape)
 
