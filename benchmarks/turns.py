@@ -19,7 +19,7 @@ class Way:
 
     Attributes:
         name: what tables call it.
-        step: makes the step of a number.
+        step: makes the step of a number, and leaves no gradients behind, or these would count as nobody's memory.
         kept: the tensors that live between steps: weights, slow copies, the optimiser's.
     """
 

@@ -34,12 +34,12 @@ def build(work: Work) -> Way:
 
     def step(number: int) -> float | torch.Tensor:
         batch = work.batches[number % len(work.batches)]
-        optimiser.zero_grad()
         with work.autocast():
             image, text, scale, *_ = model(batch.images[view][0], batch.captions["caption"])
             total: torch.Tensor = loss(image, text, scale)
         total.backward()
         optimiser.step()
+        optimiser.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         return total.detach()

@@ -97,13 +97,13 @@ class Distillation:
         batch = self.work.batches[number % len(self.work.batches)]
         large, small = batch.images["global"], batch.images["local"]
         masked = batch.masks[self.mask].masked if self.mask else None
-        self.optimiser.zero_grad()
         with self.work.autocast():
             total = self.loss(large, small, masked)
         total.backward()
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
         self.optimiser.step()
+        self.optimiser.zero_grad()
         self._follow()
         return total.detach()
 

@@ -42,11 +42,11 @@ def build(work: Work) -> Way:
 
     def step(number: int) -> torch.Tensor:
         batch = work.batches[number % len(work.batches)]
-        optimiser.zero_grad()
         with work.autocast():
             total: torch.Tensor = model(batch.images[settings.view][0]).loss
         total.backward()
         optimiser.step()
+        optimiser.zero_grad()
         return total.detach()
 
     return Way("transformers", step, lambda: kept_by([model], optimiser))
