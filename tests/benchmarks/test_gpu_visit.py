@@ -1,7 +1,9 @@
 """Every stage of a visit runs in its tiny form, keeps its time, and tells what is wrong: no visit is lost to a typo."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from benchmarks.visit import peering, proofs, steps, training
 from benchmarks.visit.running import Budget, Found, Setting, Stage, Task, brief, carry_out
 from harmony.comparison.plan import plan_of
 from harmony.training.settings import EfficiencyConfig
+from harmony.training.step import Stepper
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -204,10 +207,15 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nothing_installed")
 def test_training_goes_on_where_a_visit_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A visit that is over nearly at once, then one with time, in the same folder."""
+    """A visit whose time is over in the first step, then one with time, in the same folder."""
+    step = Stepper.step
+
+    def interrupted(*arguments, **more):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments, **more)
+
     with monkeypatch.context() as patch:
-        after = training._interrupted_after
-        patch.setattr(training, "_interrupted_after", lambda _: after(0.2))
+        patch.setattr(Stepper, "step", interrupted)
         first = training._compared(setting_of(tmp_path), tmp_path / "keep" / "train")
     assert (first["finished"], first["status"]) == (False, 130)
     assert "failed" not in first

@@ -6,6 +6,7 @@ from parts import CLOCK, assert_same, batch_of, gradients, learner_of, losses_of
 
 from harmony.errors import UserError
 from harmony.models.vision import Segment
+from harmony.objectives.ijepa import taken
 
 PREDICTOR = {"width": 16, "depth": 2, "heads": 2}
 IJEPA = {"ijepa": {"predictor": PREDICTOR}}
@@ -76,7 +77,7 @@ def test_a_perfect_prediction_has_no_loss_and_the_teacher_gets_no_gradient():
     assert all(p.grad is None for p in learner.teacher.parameters())
     with torch.no_grad():
         teacher = learner.teacher.image.encode(batch.images["global"].flatten(0, 1)).patches.unflatten(0, (2, -1))
-    targets = ijepa.targets(teacher, batch.masks["multi_block"])
+    targets = taken(ijepa.features(teacher), batch.masks["multi_block"].blocks)
     ijepa.predictor.forward = lambda *_: targets
     assert float(losses_of(learner, batch)["ijepa"].detach()) == 0
 

@@ -88,7 +88,7 @@ class Ijepa(Objective):
         places = (mask.kept.flatten(0, 1), mask.blocks.flatten(0, 1))
         predicted = full_precision(self.predictor(seen.tokens.flatten(0, 1), seen.prefix, *places))
         whole = self.features(encoded.image(self.teacher).patches)
-        targets = _taken(whole, mask.blocks)
+        targets = taken(whole, mask.blocks)
         if at.logged:
             # Over the images at each place: features that tell the place alone would look alive over all patches.
             self.signs = {"target_spread": whole.detach().var(dim=1, correction=0).mean().sqrt()}
@@ -101,7 +101,7 @@ class Ijepa(Objective):
         return F.layer_norm(full_precision(patches), patches.shape[-1:])
 
 
-def _taken(features: Tensor, blocks: Tensor) -> Tensor:
+def taken(features: Tensor, blocks: Tensor) -> Tensor:
     """(V, B, N, D) and places (V, B, T, L) -> (V * B, T, L, D), the features of the blocks."""
     width = features.shape[-1]
     places = blocks.flatten(2)[..., None].expand(*features.shape[:2], -1, width)
