@@ -12,9 +12,6 @@ size in proportion to images and classes.
 """
 
 import argparse
-import json
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,13 +22,14 @@ from unittest.mock import patch
 
 import torch
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
 from benchmarks.loader import Parts
 from benchmarks.machine import described, finish
 from benchmarks.photographs import write_shard
+from benchmarks.telling import tell
 from harmony import recipe as recipes
 from harmony.data.sources import open_source
 from harmony.evaluation import crops, features, linear
@@ -314,13 +312,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 found["features"].append({"jpegs": jpegs} | measure_features(work, Path(kept), asked.rounds))
     if asked.what != "features":
         found["linear"] = [measure_grid(count, asked.classes, asked.width, device) for count in asked.examples]
-    text = json.dumps(found, indent=1) + os.linesep
-    if str(asked.json) == "-":
-        sys.stdout.write(text)
-    else:
-        Console().print(tables(found))
-        if asked.json:
-            asked.json.write_text(text)
+    tell(found, tables(found), asked.json)
     return found
 
 

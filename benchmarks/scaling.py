@@ -23,12 +23,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks import crossings, step
 from benchmarks.machine import described
+from benchmarks.telling import tell
 from harmony import ranks
 from harmony.recipe import Recipe
 from harmony.training import distributed
@@ -291,9 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
             "ways": ways,
         }
         shown = table(found)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + os.linesep)
-    Console().print(shown)
+    tell(found, shown, asked.json)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ the clock starts. The memory of a CPU is the largest that the process was, so on
 """
 
 import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -28,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import meetings
 from benchmarks.machine import described, finish, matmul_rate, resident_gib, vendors_peak
 from benchmarks.stopwatch import Stopwatch
+from benchmarks.telling import tell
 from harmony import recipe as recipes
 from harmony.data.batch import Batch
 from harmony.recipe import Recipe
@@ -260,13 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     precision = asked.precision or ("fp32" if device.type == "cpu" else "bf16")
     recipe = recipe_of(asked.recipe, asked.overrides, arch, asked.batch, precision)
     found = measure(recipe, device, asked.tokens, asked.steps, asked.warmup, asked.profile)
-    text = json.dumps(found, indent=1)
-    if asked.json is not None and str(asked.json) != "-":
-        asked.json.write_text(text + os.linesep)
-    if str(asked.json) == "-":
-        sys.stdout.write(text + os.linesep)
-    else:
-        Console().print(tables(found))
+    tell(found, tables(found), asked.json)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@
 import argparse
 import gc
 import importlib.util
-import json
-import os
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +19,12 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from benchmarks.machine import described
 from benchmarks.step import Work, prepare, recipe_of
+from benchmarks.telling import tell
 from benchmarks.turns import Way, in_turn, kept_by
 
 
@@ -170,13 +168,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     overrides = [word for word in asked.words if "=" in word]
     sizes = (asked.arch or None, asked.batch, precision, asked.rounds, asked.warmup)
     results = [compare(name, device, overrides, *sizes) for name in chosen or NAMES]
-    text = json.dumps(results, indent=1)
-    if asked.json is not None and str(asked.json) != "-":
-        asked.json.write_text(text + os.linesep)
-    if str(asked.json) == "-":
-        sys.stdout.write(text + os.linesep)
-    else:
-        Console().print(tables(results))
+    tell(results, tables(results), asked.json)
     return results
 
 

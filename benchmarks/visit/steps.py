@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.step import measure, recipe_of
+from benchmarks.tiny import TINY_HARMONY
 from benchmarks.visit.running import Found, Setting, Stage, Task
 
 
@@ -38,16 +39,6 @@ WAYS = (
 )
 """Settings that are measured at the first batch of the first tower, each by itself."""
 
-TINY_RECIPE = (
-    "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 2, heads: 2, drop_path: 0.1}",
-    "model.text={width: 16, layers: 1, heads: 2, context: 16}",
-    "model.embed=16",
-    "views.global={size: 32}",
-    "views.local={count: 2, size: 16}",
-    "objectives.dino.head={prototypes: 24, hidden: 16, bottleneck: 8}",
-    "objectives.mae.decoder={width: 16, depth: 1, heads: 2}",
-    "objectives.text_distillation.head={prototypes: 24, hidden: 16, bottleneck: 8}",
-)
 
 _LARGEST = 4096
 
@@ -85,7 +76,7 @@ def _swept(setting: Setting, sweep: Sweep, kernels: int) -> Stage:
 
 def _measured(setting: Setting, sweep: Sweep, batch: int, kernels: int = 0) -> Found:
     """What `python -m benchmarks.step` measures, with the longest kernels where asked for; most for the file alone."""
-    changes = [*setting.options, *sweep.changes, *(TINY_RECIPE if setting.tiny else ())]
+    changes = [*setting.options, *sweep.changes, *(TINY_HARMONY if setting.tiny else ())]
     arch, precision = sweep.arch, "bf16"
     if setting.tiny:  # many CPUs take minutes to multiply in bf16
         arch, precision = None, "fp32"

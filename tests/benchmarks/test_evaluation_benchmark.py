@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from test_step_benchmark import TINY
 
 from benchmarks import evaluation
+from benchmarks.tiny import TINY_HARMONY
 from harmony.evaluation.linear_data import Inputs
 from harmony.evaluation.logistic import Problem
 
@@ -18,7 +18,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     try:
         features = ["--images=6", "--batch=3", "--rounds=1", "--size", "90x70", "64x48", "--arch=vit_tiny_patch16_224"]
         grid = ["--examples", "60", "120", "--classes=3", "--width=6"]
-        overrides = [override for override in TINY if "objectives" not in override]
+        overrides = [override for override in TINY_HARMONY if "objectives" not in override]
         evaluation.main(["all", *overrides, *features, *grid, "--device=cpu", f"--json={out}"])
     finally:
         torch.set_num_threads(threads)

@@ -3,21 +3,11 @@
 import pytest
 
 from benchmarks import scaling
-
-TINY = [
-    "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 2, heads: 2}",
-    "model.text={width: 16, layers: 1, heads: 2, context: 16}",
-    "model.embed=16",
-    "views.global={size: 32}",
-    "views.local={count: 2, size: 16}",
-    "objectives.dino.head={prototypes: 24, hidden: 16, bottleneck: 8}",
-    "objectives.mae.decoder={width: 16, depth: 1, heads: 2}",
-    "objectives.text_distillation.head={prototypes: 24, hidden: 16, bottleneck: 8}",
-]
+from benchmarks.tiny import TINY_HARMONY
 
 
 def test_a_rank_of_many_is_counted_without_the_others():
-    recipe = scaling.recipe_of("quickstart", TINY, 3)
+    recipe = scaling.recipe_of("quickstart", TINY_HARMONY, 3)
     found = scaling.count(recipe, 512)
     embeddings, gradients = 3 * 16 * 4, found["crossing"]["gradients: all_reduce"]["bytes"]
     assert found["crossing"]["objectives/clip: all_gather"] == {"calls": 4, "bytes": 4 * embeddings}
@@ -28,7 +18,7 @@ def test_a_rank_of_many_is_counted_without_the_others():
 
 
 def test_one_process_is_timed_and_sends_nothing():
-    found = scaling.timed(scaling.recipe_of("quickstart", TINY, 2), steps=2, after=False)
+    found = scaling.timed(scaling.recipe_of("quickstart", TINY_HARMONY, 2), steps=2, after=False)
     assert (found["ranks"], found["crossing"]) == (1, {})
     assert len(found["steps_s"]) == len(found["waited_s"]) == 2
 

@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import meetings, step
+from benchmarks.tiny import TINY_HARMONY
 
-TINY = (
-    "model.image={name: vit_tiny_patch16_224, patch: 8, width: 16, depth: 2, heads: 2, drop_path: 0.3}",
-    "model.text={width: 16, layers: 1, heads: 2, context: 16}",
-    "model.embed=16",
-    "views.global={size: 32}",
-    "views.local={count: 2, size: 16}",
-    "objectives.dino.head={prototypes: 24, hidden: 16, bottleneck: 8}",
-    "objectives.mae.decoder={width: 16, depth: 1, heads: 2}",
-    "objectives.text_distillation.head={prototypes: 24, hidden: 16, bottleneck: 8}",
-)
 CPU = torch.device("cpu")
 
 
@@ -26,7 +17,16 @@ CPU = torch.device("cpu")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("step") / "step.json"
     step.main(
-        ["quickstart", *TINY, "--batch=4", "--steps=2", "--warmup=1", "--profile=5", "--device=cpu", f"--json={out}"]
+        [
+            "quickstart",
+            *TINY_HARMONY,
+            "--batch=4",
+            "--steps=2",
+            "--warmup=1",
+            "--profile=5",
+            "--device=cpu",
+            f"--json={out}",
+        ]
     )
     return json.loads(out.read_text())
 

@@ -319,6 +319,7 @@ def test_a_row_whose_numbers_are_not_finite_is_noted_and_the_others_go_on(tmp_pa
         ([*ROWS, "--seeds", "1,1"], "--seeds names 1 twice"),
         ([*ROWS, "--tasks", "kmeans"], "unknown task 'kmeans'"),
         ([IMAGES, f"{IMAGES} name=other", *SHARED[2:], "--tasks", "retrieval"], "no row can do retrieval"),
+        ([*ROWS, *SHARED[2:], "--tasks", "retrieval"], "the row 'images' can be measured by none"),
         ([*ROWS, "data.val=null"], "no data to measure on"),
         ([*ROWS, "--data", "scenes:nothing?x=1"], "scenes:"),
         ([*ROWS, "data.batch_size=49"], "the row 'clip-small': data.batch_size is 49"),

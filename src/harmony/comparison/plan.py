@@ -165,6 +165,12 @@ class Draft:
         entries = [
             replace(one, missing={t: why for t, why in one.missing.items() if t in tasks}) for one in plan.entries
         ]
+        for entry in entries:
+            if set(entry.missing) >= set(tasks):
+                raise UserError(
+                    f"the row {entry.name!r} can be measured by none of the tasks ({tasks[0]}: "
+                    f"{entry.missing[tasks[0]]}); leave it out, or name a task in --tasks that it can do"
+                )
         along = [task for task in tasks if task in CHEAP] or [task for task in tasks if task == "linear"]
         return replace(plan, entries=tuple(entries), tasks=tasks, along=tuple(along))
 
