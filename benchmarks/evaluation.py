@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.loader import Parts
 from benchmarks.machine import described, finish
 from benchmarks.photographs import write_shard
-from benchmarks.telling import tell
+from benchmarks.telling import refusals, tell
 from harmony import recipe as recipes
 from harmony.data.sources import open_source
 from harmony.evaluation import crops, features, linear
@@ -317,4 +317,5 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals():
+        main()

@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.photographs import write_shard
 from benchmarks.plain_loader import PlainLoader
+from benchmarks.telling import refusals
 from harmony import recipe as recipes
 from harmony.data import maker
 from harmony.data.captions import Tokenizer
@@ -267,4 +268,5 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals():
+        main()

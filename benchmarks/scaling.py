@@ -28,7 +28,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks import crossings, step
 from benchmarks.machine import described
-from benchmarks.telling import tell
+from benchmarks.telling import refusals, tell
 from harmony import ranks
 from harmony.recipe import Recipe
 from harmony.training import distributed
@@ -295,4 +295,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals():
+        main()

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import meetings
 from benchmarks.machine import described, finish, matmul_rate, resident_gib, vendors_peak
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.telling import tell
+from benchmarks.telling import refusals, tell
 from harmony import recipe as recipes
 from harmony.data.batch import Batch
 from harmony.recipe import Recipe
@@ -262,4 +262,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals():
+        main()

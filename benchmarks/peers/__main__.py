@@ -1,4 +1,6 @@
 from benchmarks.peers.compare import main
+from benchmarks.telling import refusals
 
 if __name__ == "__main__":
-    main()
+    with refusals():
+        main()

@@ -1,6 +1,8 @@
 """The benchmark of the step runs, and what it reports adds up."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 from benchmarks import meetings, step
 from benchmarks.tiny import TINY_HARMONY
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -112,3 +115,13 @@ def test_the_options_reach_the_recipe():
     )
     assert recipe.efficiency.checkpointing == "blocks"
     assert recipe.efficiency.augment == "worker"
+
+
+@pytest.mark.parametrize("name", ["step", "scaling", "peers", "loader"])
+def test_a_typo_is_told_in_a_sentence(name: str):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "train.stps=3"]
+    if name == "loader":
+        command = [*command[:-1], "--data", "shards:nowhere/*.tar"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("benchmarks: ") and len(done.stderr.splitlines()) == 1
