@@ -182,7 +182,7 @@ def count(recipe: Recipe, world: int, tokens: int = 77) -> dict[str, Any]:
                     group.total().backward()
             reduction.finish()
             with rehearsal.mode:
-                learner.after_update(CLOCK, momentum=0.9)
+                learner.after_update(CLOCK, 0.9, torch.tensor(True))
     finally:
         dist.destroy_process_group()
     found = [one for one in found if one.operation != "broadcast"]  # of the first step alone

@@ -26,8 +26,8 @@ class Stopwatch:
         learner.losses_by_group = self._watched
         self._after(learner, "given", "teacher")
         self._after(stepper.gradients, "norms", "update: norms")
-        self._after(stepper.gradients, "clip", "update: read, clip")
-        self._after(stepper.scaler, "step", "update: optimiser")
+        self._after(stepper.gradients, "clip", "update: clip")
+        self._after(stepper.optimiser, "step", "update: optimiser")
         self._after(learner, "after_update", "update: teacher")
 
     def start(self) -> None:

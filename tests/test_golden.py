@@ -136,7 +136,7 @@ def test_outputs(golden: GoldenStep):
 
 def test_centres(golden: GoldenStep):
     list(golden.learner.losses_by_group(golden.batch, golden.clock))
-    golden.learner.after_update(golden.clock, momentum=1.0)
+    golden.learner.after_update(golden.clock, 1.0, torch.tensor(True))
     for name, recorded in (("dino", "center.cls.after"), ("ibot", "center.patch.after")):
         ours = golden.learner.objectives[name].centre.mean
         assert relative_error(ours, golden.array(recorded).reshape(-1)) < TOLERANCE
@@ -178,7 +178,7 @@ def test_teacher_follows_the_student(golden: GoldenStep):
     slow = {n: p.clone() for n, p in learner.teacher.named_parameters()}
     head, slow_head = (learner.objectives["dino"].head, learner.objectives["dino"].teacher_head)
     expected_head = momentum * slow_head.mlp[0].weight + (1 - momentum) * head.mlp[0].weight.detach()
-    learner.after_update(golden.clock, momentum)
+    learner.after_update(golden.clock, momentum, torch.tensor(True))
     for name, parameter in learner.teacher.named_parameters():
         assert torch.allclose(parameter, momentum * slow[name] + (1 - momentum) * fast[name], rtol=1e-12, atol=1e-14), (
             name

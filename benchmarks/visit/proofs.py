@@ -155,7 +155,9 @@ def _whole_steps(setting: Setting, steps: int = 3) -> Found:
 def _losses_of_steps(recipe: Recipe, device: torch.device, steps: int) -> list[list[float]]:
     work = prepare(recipe, CPU)  # a GPU would have drawn other weights
     stepper = Stepper(work.stepper.learner.to(device), recipe, device)
-    return [list(stepper.step([work.batches[number].to(device)], MIDDLE).losses.values()) for number in range(steps)]
+    return [
+        list(stepper.step([work.batches[number].to(device)], MIDDLE).read().losses.values()) for number in range(steps)
+    ]
 
 
 def _real_size(device: torch.device) -> Found:

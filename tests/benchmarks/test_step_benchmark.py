@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import meetings, step
+from benchmarks.step import prepare, recipe_of
 from benchmarks.tiny import TINY_HARMONY
+from harmony import recipe_files
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -59,9 +61,28 @@ def test_the_profile_lists_the_longest_first(found: dict):
     assert seconds == sorted(seconds, reverse=True)
 
 
-def test_the_step_meets_the_host_where_it_reads_its_losses(found: dict):
-    assert found["host_waits"] == sum(found["host_waits_at"].values())
-    assert set(found["host_waits_at"]) and all("training/step.py" in place for place in found["host_waits_at"])
+SMALL = sorted(
+    name for name in recipe_files.names() if name.endswith("-small") and not name.startswith(("beit", "flickr8k"))
+)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_step_waits_for_the_device_nor_does_one_that_is_logged(name: str):
+    work = prepare(recipe_of(name, [], None, 4, "fp32"), CPU)
+    work.step(0)
+    for logged in (False, True):
+        with meetings.counted(CPU) as waits:
+            work.step(1, logged)
+        assert not waits
+
+
+def test_a_wait_within_a_step_is_found_where_it_is():
+    work = prepare(recipe_of("clip-small", [], None, 4, "fp32"), CPU)
+    norms = work.stepper.gradients.norms
+    work.stepper.gradients.norms = lambda: norms() * norms().sum().item()
+    with meetings.counted(CPU) as waits:
+        work.step(0)
+    assert sum(waits.values()) == 1 and all("test_step_benchmark.py" in place for place in waits)
 
 
 def test_a_recipe_of_images_alone_is_measured_too(tmp_path: Path):

@@ -76,7 +76,7 @@ def test_codes_begin_as_features_and_follow_their_moving_averages():
     book, decay = objective.codebook, BEIT["decay"]
     first, second = batch_of(learner, seed=1), batch_of(learner, seed=2)
     losses_of(learner, first)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     every = hidden_features(learner, first)
     lots = first.chance.uniform("beit/lots", 2, 16)
     order = sorted(every, key=lambda hidden: float(lots[hidden[1], hidden[0], hidden[2]]))
@@ -84,7 +84,7 @@ def test_codes_begin_as_features_and_follow_their_moving_averages():
     assert torch.allclose(book.codes, codes), "at first, every code is put onto a hidden patch drawn by chance"
     assert torch.allclose(book.use, torch.full((6,), 1 / 6, dtype=torch.float64))
     losses_of(learner, second)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assigned: list[list[Tensor]] = [[] for _ in range(6)]
     every = hidden_features(learner, second)
     for *_, feature in every:
@@ -134,18 +134,28 @@ def test_with_fewer_features_than_dead_codes_the_rest_wait_for_the_next_step():
     assert (book.use >= 0.3 / 4).all()
 
 
-def test_micro_batches_make_one_update_and_a_skipped_step_none():
+def test_micro_batches_make_one_update():
     start = torch.eye(6)[:5], torch.tensor([0.0, 0.3, 0.0, 0.4, 0.3])
-    whole, parts, skipped = book_of(*start), book_of(*start), book_of(*start)
+    whole, parts = book_of(*start), book_of(*start)
     features, lots = seen(whole, 9, seed=3)
     for piece in ([0, 1, 2], [3], [4, 5, 6, 7, 8]):
         parts.observe(features[piece], parts.nearest(features[piece]), lots[piece])
-    seen(skipped, 9, seed=3)
-    skipped.forget()
-    whole.update(), parts.update(), skipped.update()
+    whole.update(), parts.update()
     assert torch.allclose(whole.codes, parts.codes) and torch.allclose(whole.use, parts.use)
-    assert torch.equal(skipped.codes, start[0]) and torch.equal(skipped.use, start[1])
     assert not torch.allclose(whole.codes, start[0])
+
+
+def test_a_skipped_step_leaves_the_codebook_alone_and_its_features_do_not_enter_the_next():
+    learner, objective = beit()
+    losses_of(learner, batch_of(learner))
+    before = {name: tensor.clone() for name, tensor in objective.codebook.state_dict().items()}
+    for made in (False, True):  # nothing was observed since, so the second changes nothing either
+        learner.after_update(CLOCK, 0.5, torch.tensor(made))
+        after = objective.codebook.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    losses_of(learner, batch_of(learner))
+    learner.after_update(CLOCK, 0.5, torch.tensor(True))
+    assert not torch.equal(objective.codebook.codes, before["codes"])
 
 
 def test_nothing_hidden_changes_nothing():
@@ -156,7 +166,7 @@ def test_nothing_hidden_changes_nothing():
     loss = losses_of(learner, batch)["beit"]
     loss.backward()
     assert float(loss.detach()) == 0 and objective.head.weight.grad is not None
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.equal(objective.codebook.codes, before)
 
 

@@ -85,7 +85,7 @@ def test_the_scale_is_clamped_in_the_loss_and_in_the_parameter():
         clip.logit_scale.fill_(math.log(500.0))
     theirs = open_clip.ClipLoss()(*features(learner, batch), torch.tensor(100.0, dtype=torch.float64))
     assert float(losses_of(learner, batch)["clip"].detach()) == pytest.approx(float(theirs.detach()), rel=1e-12)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert float(clip.logit_scale.detach()) == pytest.approx(math.log(100.0))
 
 

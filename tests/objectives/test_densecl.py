@@ -109,7 +109,7 @@ def test_queues_take_the_crop_and_the_mean_of_its_patches():
     learner = learner_of({"densecl": SETTINGS})
     batch, objective = batch_of(learner), learner.objectives["densecl"]
     losses_of(learner, batch)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     slow = learner.teacher.image.encode(batch.images["global"][1])
     for i in range(5):
         mean = sum(objective.teacher_dense_head(slow.patches[i, n]) for n in range(16)) / 16

@@ -81,11 +81,11 @@ def test_the_centre_is_the_mean_score_of_all_patches():
     scores = detail.teacher_head(
         learner.teacher.image.encode(batch.images["global"].flatten(0, 1)).patches.flatten(0, 1)
     )
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(detail.centre.mean, scores.mean(0) / 2)
     losses_of(learner, batch)
-    learner.after_skip()
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(False))
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(detail.centre.mean, scores.mean(0) / 2), "a skipped step leaves no trace"
 
 

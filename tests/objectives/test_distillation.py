@@ -42,7 +42,7 @@ def test_dino(mask: str | None):
                 terms.append(-(target * (head_scores(dino.head, student[s][i]) / 0.2).log_softmax(0)).sum())
     assert_same(ours, torch.stack(terms).mean(), learner)
     expected = torch.stack([head_scores(dino.teacher_head, teacher[t][i]) for t in range(2) for i in range(5)]).mean(0)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(dino.centre.mean, 0.9 * centre + 0.1 * expected)
 
 
@@ -75,7 +75,7 @@ def test_ibot(borrowed: bool):
                 total = total - (target * log).sum() / (len(hidden) * len(batch) * 2)
             scores += [head_scores(owner.teacher_head, teacher[i, n]) for n in range(16)]
     assert_same(ours, total, learner)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(ibot.centre.mean, 0.9 * centre + 0.1 * torch.stack(scores).mean(0))
 
 
@@ -99,7 +99,7 @@ def test_text_distillation():
             total = total - (target * log).sum() / (len(places) * len(batch))
         scores += [head_scores(objective.teacher_head, teacher[i, t]) for t in range(9) if captions[i, t] > 0]
     assert_same(ours, total, learner)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(objective.centre.mean, 0.9 * centre + 0.1 * torch.stack(scores).mean(0))
 
 
@@ -107,7 +107,7 @@ def test_published_text_centre_is_the_mean_of_probabilities():
     learner = learner_of({"mlm": {"weight": 0}, "text_distillation": {"head": HEAD, "centre_on": "probabilities"}})
     batch, objective = batch_of(learner), learner.objectives["text_distillation"]
     losses_of(learner, batch)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert float(objective.centre.mean.sum()) == pytest.approx(0.1)
 
 
@@ -115,8 +115,8 @@ def test_a_skipped_step_leaves_the_centre_alone():
     learner = learner_of({"dino": {"head": HEAD}})
     before = learner.objectives["dino"].centre.mean.clone()
     losses_of(learner, batch_of(learner))
-    learner.after_skip()
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(False))
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.equal(learner.objectives["dino"].centre.mean, before)
 
 

@@ -75,5 +75,5 @@ def test_the_loss_falls_when_trained():
         optimiser.zero_grad()
         losses[-1].backward()
         optimiser.step()
-        learner.after_update(CLOCK, momentum=0.99)
+        learner.after_update(CLOCK, 0.99, torch.tensor(True))
     assert float(losses[-1].detach()) < 0.7 * float(losses[0].detach())

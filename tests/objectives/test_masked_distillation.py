@@ -48,7 +48,7 @@ def test_masked_distillation():
                     -(target * (code(objective.head, decoder.norm(decoded[1 + n])) / 0.1).log_softmax(0)).sum()
                 )
     assert_same(ours, torch.stack(terms).mean(), learner)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(objective.centre.mean, 0.9 * centre + 0.1 * torch.stack(scores).mean(0))
 
 
@@ -84,8 +84,8 @@ def test_a_skipped_step_and_balanced_targets():
     losses_of(learner, batch)
     # Balanced targets use each of the 24 prototypes for a like share of the 160 patches.
     assert learner.signs()["masked_distillation/prototype_use"].item() > 0.8
-    learner.after_skip()
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(False))
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.equal(objective.centre.mean, torch.zeros(24))
 
 

@@ -63,10 +63,10 @@ def test_the_queue_takes_the_keys_of_both_crops_after_the_update():
     losses_of(learner, batch)
     _, (k1, k2) = queries_and_keys(learner, batch)
     assert torch.equal(queue.vectors, before)
-    learner.after_skip(), learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(False)), learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.equal(queue.vectors, before), "a skipped step leaves it alone"
     losses_of(learner, batch)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     expected = torch.stack([k1, k2], dim=1).flatten(0, 1)
     assert torch.allclose(queue.vectors[:10], expected) and torch.equal(queue.vectors[10:], before[:2])
 

@@ -127,6 +127,6 @@ def test_nothing_masked_gives_zero_with_a_gradient_not_nan(name: str):
     loss.backward()
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]
     assert gradients and all(g.isfinite().all() for g in gradients)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     centres = [value for key, value in learner.state_dict().items() if key.endswith("centre.mean")]
     assert centres and all(centre.isfinite().all() for centre in centres)

@@ -64,7 +64,7 @@ def test_the_queue_holds_the_newest_projections_of_each_crop_and_waits_until_it_
     first = losses_of(learner, batch)["swav"]
     assert torch.equal(first, losses_of(without, batch)["swav"]), "step 30 is too early"
     before = [queue.vectors.clone() for queue in swav.queues]
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     for crop, queue in enumerate(swav.queues):
         assert torch.equal(queue.vectors[5:], before[crop][:2])
         assert torch.allclose(queue.vectors.norm(dim=1), torch.ones(7, dtype=torch.float64))
@@ -81,13 +81,25 @@ def test_a_queue_with_random_vectors_left_in_it_is_not_used():
     assert torch.equal(losses_of(learner, batch)["swav"], losses_of(without, batch)["swav"]), "30 steps of 5 images"
 
 
-def test_a_skipped_step_leaves_the_queue_alone_and_micro_batches_make_one_update():
+def test_a_skipped_step_leaves_queues_and_prototypes_alone_to_the_last_bit():
+    learner = learner_of({"swav": SETTINGS | {"queue": 7}})
+    swav = learner.objectives["swav"]
+    with torch.no_grad():
+        swav.prototypes.direction.mul_(3)
+    before = {name: tensor.clone() for name, tensor in swav.state_dict().items()}
+    losses_of(learner, batch_of(learner))
+    learner.after_update(CLOCK, 0.5, torch.tensor(False))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in swav.state_dict().items())
+    losses_of(learner, batch_of(learner))
+    learner.after_update(CLOCK, 0.5, torch.tensor(True))
+    changed = {name for name, tensor in swav.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("direction" in name for name in changed) and any("vectors" in name for name in changed)
+
+
+def test_micro_batches_make_one_update_of_a_queue():
     queue, whole = Queue(6, 3), Queue(6, 3)
     whole.load_state_dict(queue.state_dict())
     before, vectors = queue.vectors.clone(), torch.randn(4, 3)
-    queue.observe(vectors)
-    queue.forget(), queue.update()
-    assert torch.equal(queue.vectors, before)
     for part in vectors.split(2):
         queue.observe(part)
         assert torch.equal(queue.vectors, before), "all micro-batches see the same queue"
@@ -110,7 +122,7 @@ def test_prototypes_are_frozen_at_first_and_of_unit_length_always():
         assert swav.head[0].weight.grad is not None
     with torch.no_grad():
         swav.prototypes.direction.mul_(3)
-    learner.after_update(CLOCK, momentum=1.0)
+    learner.after_update(CLOCK, 1.0, torch.tensor(True))
     assert torch.allclose(swav.prototypes.direction.norm(dim=1), torch.ones(6, dtype=torch.float64))
 
 

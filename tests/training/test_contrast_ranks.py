@@ -51,7 +51,9 @@ def three_steps(place: Place, variant: str) -> dict[str, Any]:
         loaded = [next(batches) for _ in range(trainer.recipe.train.accumulate)]
         for batch in loaded:
             batch.images = {name: crops.double() for name, crops in batch.images.items()}
-        found["losses"].append(trainer.stepper.step(loaded, replace(trainer.clock, step=step), logged=True).losses)
+        found["losses"].append(
+            trainer.stepper.step(loaded, replace(trainer.clock, step=step), logged=True).read().losses
+        )
     found["state"] = trainer.learner.state_dict()
     return found
 

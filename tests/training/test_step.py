@@ -95,7 +95,7 @@ def _steps(trainer: Trainer, count: int):
     batches = trainer.loader.batches(0)
     for _ in range(count):
         loaded = [next(batches) for _ in range(trainer.recipe.train.accumulate)]
-        yield trainer.stepper.step(loaded, trainer.clock, logged=True)
+        yield trainer.stepper.step(loaded, trainer.clock, logged=True).read()
 
 
 def _poison(objective, loss: float):
@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(value: float):
     trainer.stepper.step([first], trainer.clock)
     before = copy.deepcopy(trainer.learner.state_dict()), copy.deepcopy(trainer.stepper.optimiser.state_dict())
     _poison(trainer.learner.objectives["mae"], value)
-    measured = trainer.stepper.step([second], trainer.clock)
+    measured = trainer.stepper.step([second], trainer.clock).read()
     assert measured.complaint == "the loss of mae is not finite"
     assert measured.sick
     for name, tensor in trainer.learner.state_dict().items():
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_was(value: float):
     )
     assert all(p.grad is None for p in trainer.learner.parameters())
     del trainer.learner.objectives["mae"].forward
-    assert trainer.stepper.step([third], trainer.clock).complaint is None
+    assert trainer.stepper.step([third], trainer.clock).read().complaint is None
     for batch in (first, third):
         spared.stepper.step([batch], spared.clock)
     for name, tensor in spared.learner.state_dict().items():
@@ -189,7 +189,7 @@ def test_prototypes_stay_as_they_are_in_the_first_epoch():
 def test_a_stepper_needs_no_trainer():
     trainer = tiny_trainer()
     stepper = Stepper(trainer.learner, tiny(), HERE.device)
-    assert stepper.step([next(trainer.loader.batches(0))], trainer.clock).complaint is None
+    assert stepper.step([next(trainer.loader.batches(0))], trainer.clock).read().complaint is None
 
 
 def test_kernels_are_repeatable_while_a_run_lasts_and_as_before_afterwards():

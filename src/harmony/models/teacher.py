@@ -21,7 +21,8 @@ class Teacher:
                     self._slow.append(own[name])
 
     @torch.no_grad()
-    def update(self, momentum: float) -> None:
-        """Slow <- momentum * slow + (1 - momentum) * fast."""
+    def update(self, momentum: float, made: Tensor) -> None:
+        """Slow <- momentum * slow + (1 - momentum) * fast, or as it was where `made`, a scalar boolean, is false."""
         if self._slow:
-            torch._foreach_lerp_(self._slow, self._fast, 1 - momentum)
+            weights = {dtype: made.to(dtype) * (1 - momentum) for dtype in {slow.dtype for slow in self._slow}}
+            torch._foreach_lerp_(self._slow, self._fast, [weights[slow.dtype] for slow in self._slow])

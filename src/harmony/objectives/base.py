@@ -181,7 +181,9 @@ class Objective(nn.Module):
         """After the gradients are complete, before they are clipped and used."""
 
     def after_update(self, at: At) -> None:
-        """After a step whose update was made (not after a skipped one)."""
+        """After the optimiser: centres, queues, bounds of parameters.
 
-    def after_skip(self) -> None:
-        """After a step whose update was left out: forget what the step left pending."""
+        Of a step that was not finite, whose update is left out, everything that this changes in parameters and buffers
+        is put back. Nobody waits to know whether it was, so this is called after every step: what the step left pending
+        is used up here.
+        """

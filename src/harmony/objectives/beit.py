@@ -99,6 +99,3 @@ class Beit(Objective):
 
     def after_update(self, at: At) -> None:
         self.codebook.update()
-
-    def after_skip(self) -> None:
-        self.codebook.forget()

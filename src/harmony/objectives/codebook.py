@@ -81,9 +81,6 @@ class Codebook(nn.Module):
         replaced = dead & there[place]
         self.codes.copy_(torch.where(replaced[:, None], candidates[place], codes))
         self.use.copy_(torch.where(replaced, 1 / len(self.use), use))
-        self.forget()
-
-    def forget(self) -> None:
         self._seen = None
 
 

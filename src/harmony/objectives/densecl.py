@@ -113,10 +113,6 @@ class Densecl(Objective):
         self.queue.update()
         self.dense_queue.update()
 
-    def after_skip(self) -> None:
-        self.queue.forget()
-        self.dense_queue.forget()
-
 
 def same_places(boxes: Tensor, flips: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The patch of the second crop in which the centre of each patch of the first lies.

@@ -97,7 +97,3 @@ class Mocov3(Objective):
     def after_update(self, at: At) -> None:
         if self.queue is not None:
             self.queue.update()
-
-    def after_skip(self) -> None:
-        if self.queue is not None:
-            self.queue.forget()

@@ -73,6 +73,3 @@ class PrototypeObjective(Objective):
 
     def after_update(self, at: At) -> None:
         self.centre.update()
-
-    def after_skip(self) -> None:
-        self.centre.forget()

@@ -38,9 +38,6 @@ class Queue(nn.Module):
         if self._seen:
             newest = torch.cat([ranks.gather(vectors) for vectors in self._seen])
             self.vectors.copy_(torch.cat([newest, self.vectors])[: len(self.vectors)])
-        self.forget()
-
-    def forget(self) -> None:
         self._seen = []
 
     def similarities(self, queries: Tensor, keys: Tensor) -> Tensor:

@@ -120,7 +120,3 @@ class Swav(Objective):
         self._renormalise()
         for queue in self._queues():
             queue.update()
-
-    def after_skip(self) -> None:
-        for queue in self._queues():
-            queue.forget()

@@ -55,9 +55,6 @@ class Centre(nn.Module):
         observed = joined[:-1] / joined[-1].clamp(min=1)
         # A step that observed nothing (no word masked anywhere) leaves the centre as it is.
         self.mean.lerp_(torch.where(joined[-1] > 0, observed, self.mean), 1 - self.momentum)
-        self.forget()
-
-    def forget(self) -> None:
         self._total = self._count = None
 
 

@@ -18,9 +18,9 @@ from harmony.schedules import Clock
 from harmony.training import distributed
 from harmony.training.diagnostics import memory_gib
 from harmony.training.logs import Log, open_logs
+from harmony.training.measured import Measured
 from harmony.training.progress import ProgressLine
 from harmony.training.run_directory import RunDirectory
-from harmony.training.step import Measured
 
 
 class Journal:
@@ -59,10 +59,13 @@ class Journal:
         yield
         self._waited += time.monotonic() - start
 
-    def step(self, clock: Clock, measured: Measured, loaded: Sequence[Batch]) -> None:
-        """A step is done; `clock` is the place after it."""
+    def note(self, step: int, loaded: Sequence[Batch]) -> None:
+        """Remember the bad examples that were met while the batches of a step were put together."""
         for batch in loaded:
-            self._bad += [{"step": clock.step, "key": key, "reason": reason} for key, reason in batch.skipped]
+            self._bad += [{"step": step, "key": key, "reason": reason} for key, reason in batch.skipped]
+
+    def step(self, clock: Clock, measured: Measured) -> None:
+        """A step is done; `clock` is the place after it."""
         self._progress.update(clock, measured.loss, self._share_waited())
 
     def log(self, clock: Clock, measured: Measured, signs: Mapping[str, Tensor], skipped: int) -> None:

@@ -1,6 +1,7 @@
 """The learner: student, teacher, objectives and plan of a recipe, and what one step computes with them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -175,17 +176,18 @@ class Learner(nn.Module):
             objective = self._objective(name)
             objective.before_update(At(objective.config, clock))
 
-    def after_update(self, clock: Clock, momentum: float) -> None:
-        """After the optimiser: centres, then the slow copies with the given momentum."""
+    @torch.no_grad()
+    def after_update(self, clock: Clock, momentum: float, made: Tensor) -> None:
+        """After the optimiser: centres and queues, then the slow copies with the given momentum.
+
+        Where `made`, a truth value of no dimension on the device, is false, the step's update was left out, and all
+        stays as it was, without anyone waiting to know.
+        """
         for name in self._active:
             objective = self._objective(name)
-            objective.after_update(At(objective.config, clock))
-        self._slow.update(momentum)
-
-    def after_skip(self) -> None:
-        """In place of `after_update` when the step's update was left out."""
-        for name in self._active:
-            self._objective(name).after_skip()
+            with kept_unless(made, objective):
+                objective.after_update(At(objective.config, clock))
+        self._slow.update(momentum, made)
 
     def signs(self) -> dict[str, Tensor]:
         """Signs of the last logged step by name, detached scalars; of this rank unless an objective says more."""
@@ -247,6 +249,25 @@ def compile_blocks(learner: Learner) -> None:
             assert isinstance(block, PackedBlock)
             block.packed = torch.compile(block.packed, dynamic=True)  # type: ignore[method-assign]
             block.packed_first = torch.compile(block.packed_first, dynamic=True)  # type: ignore[method-assign]
+
+
+@contextmanager
+def kept_unless(made: Tensor, objective: Objective) -> Iterator[None]:
+    """Put back what an objective changes of its tensors within the block, on the device, where `made` is false."""
+    if type(objective).after_update is Objective.after_update:
+        yield
+        return
+    slow = {id(tensor) for _, twin in objective.slow_twins() for tensor in twin.state_dict(keep_vars=True).values()}
+    before = {name: t.clone() for name, t in _tensors(objective) if id(t) not in slow}
+    yield
+    for name, tensor in _tensors(objective):
+        if name in before:
+            tensor.copy_(torch.where(made, tensor, before[name]))
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _named(objective: str, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def adamw(learner: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         lr=0.0,
         betas=optim.betas,
         eps=optim.eps,
-        fused=all(p.device.type in ("cpu", "cuda") for _, p in trained),
+        fused=True,
     )
 
 
@@ -76,6 +76,15 @@ def set_rates(optimiser: torch.optim.Optimizer, learning_rate: float, weight_dec
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def update(optimiser: torch.optim.AdamW, made: Tensor) -> None:
+    """One step of the optimiser; on the device, nothing at all where `made`, a truth value of no dimension, is false.
+
+    The fused AdamW is told of gradients that are not finite by the attribute through which torch's own scaler tells it.
+    """
+    optimiser.found_inf = (~made).float()  # type: ignore[attr-defined]
+    optimiser.step()
 
 
 class Gradients:

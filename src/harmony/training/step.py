@@ -3,13 +3,12 @@
 batch -> colours on the device -> for each group of objectives: encode, losses, backward, while final gradients are
 already on their way between ranks -> clip -> optimiser -> centres and teacher.
 
-Host and device meet once a step, when the losses and the norms of the gradient, a few numbers, are read to see whether
-they are finite. When they are not, the update, the centres and the teacher are left out on all ranks.
+Where losses or the norms of the gradient are not finite, the update, the centres and the teacher are left out on all
+ranks. The device sees to that by itself; the host reads the numbers when it likes, so that neither waits for the other.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,46 +18,12 @@ from harmony.data.batch import Batch
 from harmony.data.photometric import augment
 from harmony.recipe import Recipe
 from harmony.schedules import Clock
-from harmony.training.diagnostics import complaint
 from harmony.training.learner import Learner
-from harmony.training.optimiser import Gradients, adamw, learning_rate, set_rates
+from harmony.training.measured import Numbers
+from harmony.training.optimiser import Gradients, adamw, learning_rate, set_rates, update
 from harmony.training.reduction import Reduction
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-_LEAST_SCALE = 2.0**-8
-"""A gradient that overflows fp16 even at this loss scale is no longer the scaler's business."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one step found, as plain numbers, means over ranks and micro-batches.
-
-    Attributes:
-        losses, weights: unweighted losses by name, and the factor of each in the sum.
-        norms: norm of the gradient by part, before clipping.
-        rates: learning rate, weight decay, teacher momentum; in fp16 the loss scale.
-        complaint: what was not finite, so that the update was left out; None when all was well, or when fp16's scaler
-            left the update out to try a smaller scale.
-        sick: whether this rank's examples may be to blame for it.
-    """
-
-    losses: dict[str, float]
-    weights: dict[str, float]
-    norms: dict[str, float]
-    rates: dict[str, float]
-    complaint: str | None = None
-    sick: bool = False
-
-    @property
-    def loss(self) -> float:
-        """The weighted sum."""
-        return sum(self.weights[name] * value for name, value in self.losses.items())
-
-    @property
-    def norm(self) -> float:
-        """The norm of the whole gradient."""
-        return sum(norm**2 for norm in self.norms.values()) ** 0.5
 
 
 class Stepper:
@@ -84,37 +49,36 @@ class Stepper:
         self.augments = where == "device" or (where == "auto" and device.type != "cpu")
         self._recipe = recipe
         self._device = device
+        self._one = torch.ones((), device=device)
 
-    def step(self, loaded: Sequence[Batch], clock: Clock, logged: bool = False) -> Measured:
-        """Gradients of all losses over all micro-batches, then the update.
+    def step(self, loaded: Sequence[Batch], clock: Clock, logged: bool = False) -> Numbers:
+        """Gradients of all losses over all micro-batches, then the update. Nothing here waits for the device.
 
         Args:
             loaded: the micro-batches of this rank, as the loader gives them.
             clock: the place in the run before the step.
             logged: whether the learner's signs will be read.
+
+        Returns:
+            What was found, to be read later.
         """
         rates = self._set_rates(clock)
         self.reduction.begin()
         losses, weights = self.backward(loaded, clock, logged)
         self.reduction.finish()
+        scale = self.scaler.scale(self._one) if self.scaler.is_enabled() else None
         self.scaler.unscale_(self.optimiser)
         self.learner.before_update(clock)
         norms = self.gradients.norms()
-        own, joined, by_part = self._read(losses, norms)
-        problem = complaint(joined, by_part)
-        if problem is None:
-            self.gradients.clip(norms)
-            self.scaler.step(self.optimiser)
-            self.learner.after_update(clock, rates["teacher_momentum"])
-        else:
-            self.learner.after_skip()
+        parts, joined = self.gradients.by_part(norms), ranks.mean(torch.stack(list(losses.values())))
+        finite = joined.isfinite().all() & parts.isfinite().all()
+        self.gradients.clip(norms)
+        update(self.optimiser, finite)
+        self.learner.after_update(clock, rates["teacher_momentum"], finite)
         self.scaler.update()
         self.optimiser.zero_grad()
-        if complaint(joined, {}) is None:
-            # Only the gradient is to blame. That is how fp16's scaler finds its scale; else any rank may be the cause.
-            sought = self.scaler.is_enabled() and rates["loss_scale"] > _LEAST_SCALE
-            return Measured(joined, weights, by_part, rates, None if sought else problem, sick=True)
-        return Measured(joined, weights, by_part, rates, problem, sick=complaint(own, {}) is not None)
+        by_part = dict(zip(self.gradients.parts, parts.unbind(), strict=True))
+        return Numbers(losses, joined, by_part, scale, weights, rates)
 
     def backward(
         self, loaded: Sequence[Batch], clock: Clock, logged: bool = False
@@ -153,25 +117,12 @@ class Stepper:
             "teacher_momentum": recipe.teacher.momentum(clock),
         }
         set_rates(self.optimiser, rates["lr"], rates["weight_decay"])
-        return rates | ({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {})
+        return rates
 
     def _prepared(self, batch: Batch) -> Batch:
         batch = batch.to(self._device)
         image = self._recipe.model.image
         return augment(batch, self._recipe.views, image.mean, image.std) if self.augments else batch
-
-    def _read(
-        self, losses: dict[str, Tensor], norms: Tensor
-    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-        """This rank's losses, their means over ranks, and the gradient's norm by part: one transfer to the host."""
-        own, parts = torch.stack(list(losses.values())), self.gradients.by_part(norms)
-        numbers = torch.cat([own, ranks.mean(own), parts]).tolist()
-        count = len(losses)
-        return (
-            dict(zip(losses, numbers[:count], strict=True)),
-            dict(zip(losses, numbers[count : 2 * count], strict=True)),
-            dict(zip(self.gradients.parts, numbers[2 * count :], strict=True)),
-        )
 
 
 def _seed_generators(seed: int, step: int) -> None:

@@ -1,8 +1,8 @@
 """The loop: `train` starts a run, `resume` goes on with one. What a step does is in harmony.training.step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from harmony.training.distributed import Place, together
 from harmony.training.journal import Journal
 from harmony.training.learner import build_learner
 from harmony.training.logs import check_installed, cut_after
+from harmony.training.measured import Measured, Numbers
 from harmony.training.process import GarbageByHand, repeatable
 from harmony.training.run_directory import RunDirectory, check_free, locked, new_run, open_run
 from harmony.training.signals import Interrupted, Signals
@@ -85,6 +86,15 @@ def resume(out: Path | str, force: bool = False) -> Path:
     return run.path
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A step whose numbers nobody has looked at yet: the place after it, these, and its examples."""
+
+    clock: Clock
+    numbers: Numbers
+    loaded: Sequence[Batch]
+
+
 class Trainer:
     """A recipe made ready to train on one rank.
 
@@ -117,6 +127,7 @@ class Trainer:
         self.stepper = Stepper(self.learner, recipe, place.device)
         self.loader = self._loader(source)
         self.watch = Watch(recipe.train.max_skipped_steps)
+        self._unread: Unread | None = None
 
     def _loader(self, source: Source) -> PairLoader:
         recipe, text, image = self.recipe, self.recipe.model.text, self.recipe.model.image
@@ -165,14 +176,14 @@ class Trainer:
                     break
                 step = self.clock.step + 1
                 logged = step == 1 or step % log_every == 0 or step == self.clock.steps
-                measured = self.stepper.step(loaded, self.clock, logged)
+                numbers = self.stepper.step(loaded, self.clock, logged)
                 self.clock = replace(self.clock, step=step)
-                if measured.complaint:
-                    journal.say(self.watch.skip(run.not_finite, step, measured.complaint, measured.sick, loaded))
-                else:
-                    self.watch.fine()
-                journal.step(self.clock, measured, loaded)
+                journal.note(step, loaded)
+                self._look_back(run, journal)
+                self._unread = Unread(self.clock, numbers, loaded)
                 if logged:
+                    measured = self._look_back(run, journal)
+                    assert measured is not None
                     journal.log(self.clock, measured, self.learner.signs(), self.watch.skipped)
                 if step % save_every == 0:
                     self._save(run, journal)
@@ -182,6 +193,22 @@ class Trainer:
         if stopped_by is not None:
             journal.say(f"Stopped and saved at step {self.clock.step}; go on with `harmony resume {run.path}`")
             raise Interrupted(stopped_by)
+
+    def _look_back(self, run: RunDirectory, journal: Journal) -> Measured | None:
+        """Read what the last step found, unless that is done, and tell of it. All ranks must call this.
+
+        In the loop the next step is under way by then, so that the device never waits for the host to have looked.
+        """
+        if self._unread is None:
+            return None
+        clock, measured, loaded = self._unread.clock, self._unread.numbers.read(), self._unread.loaded
+        self._unread = None
+        if measured.complaint:
+            journal.say(self.watch.skip(run.not_finite, clock.step, measured.complaint, measured.sick, loaded))
+        else:
+            self.watch.fine()
+        journal.step(clock, measured)
+        return measured
 
     def _headline(self, run: RunDirectory) -> str:
         """What is about to be done, in a line."""
@@ -210,6 +237,7 @@ class Trainer:
 
     def _save(self, run: RunDirectory, journal: Journal) -> None:
         """Write a checkpoint of this step, unless there is one. Ranks wait for the first."""
+        self._look_back(run, journal)
         journal.note_bad_examples()
         with together():
             if not ranks.is_main():
