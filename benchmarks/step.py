@@ -33,7 +33,7 @@ from harmony.schedules import Clock
 from harmony.training.cost import flops_of_a_pair
 from harmony.training.diagnostics import memory_gib
 from harmony.training.learner import build_learner
-from harmony.training.process import GarbageByHand, repeatable
+from harmony.training.process import GarbageByHand, give_back_large_blocks, repeatable
 from harmony.training.rehearsal import without_pixels
 from harmony.training.resuming import without_init
 from harmony.training.step import Stepper
@@ -81,6 +81,7 @@ def recipe_of(name: str, overrides: list[str], arch: str | None, batch: int | No
 
 def prepare(recipe: Recipe, device: torch.device, caption_tokens: int = 77) -> Work:
     """Build the learner of a recipe and random batches for it, on the device."""
+    give_back_large_blocks()
     torch.manual_seed(recipe.train.seed)
     learner = build_learner(recipe).to(device)
     examples = recipe.data.batch_size

@@ -1,5 +1,6 @@
 """What a training run sets in its Python process for as long as it lasts."""
 
+import ctypes
 import gc
 import warnings
 from collections.abc import Iterator
@@ -7,6 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE = 16 * 2**20  # smaller blocks cost more page faults than they save memory (docs/performance.md)
+
+
+def give_back_large_blocks() -> None:
+    """Have the C library return blocks of 16 MiB and more to the system as soon as they are freed.
+
+    glibc raises that limit to 32 MiB by itself once such blocks were freed, and keeps the holes they leave: a tenth
+    of a step's peak on a CPU. Holds for the rest of the process; C libraries without `mallopt` stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 @contextmanager

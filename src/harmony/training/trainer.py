@@ -23,7 +23,7 @@ from harmony.training.journal import Journal
 from harmony.training.learner import build_learner
 from harmony.training.logs import check_installed, cut_after
 from harmony.training.measured import Measured, Numbers
-from harmony.training.process import GarbageByHand, repeatable
+from harmony.training.process import GarbageByHand, give_back_large_blocks, repeatable
 from harmony.training.run_directory import RunDirectory, check_free, locked, new_run, open_run
 from harmony.training.signals import Interrupted, Signals
 from harmony.training.step import Stepper
@@ -115,6 +115,7 @@ class Trainer:
             UserError: something in the recipe or the data cannot work.
         """
         check_installed(recipe.train.loggers)
+        give_back_large_blocks()
         self.recipe, self.place = recipe, place
         source = open_source(recipe.data.train, recipe.data.options)
         self.data = {"uri": recipe.data.train, "examples": len(source), "fingerprint": source.fingerprint()}
