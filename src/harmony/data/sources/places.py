@@ -13,7 +13,8 @@ def nothing_there(uri: str, what: str, place: str) -> UserError:
     """The error for a place that is not there, or that was not given."""
     if not place:
         return UserError(f"{uri} names no {what}: nothing stands behind the colon; add the path")
-    return UserError(f"{uri} names no {what}: {place} is not there; correct the path")
+    ranges = ", or the range, which is written {00000..00012}" if "{" in place else ""
+    return UserError(f"{uri} names no {what}: {place} is not there; correct the path{ranges}")
 
 
 def expand_braces(pattern: str) -> list[str]:
