@@ -71,6 +71,7 @@ def test_patterns_find_files_each_once(folder: Path, pattern: str, names: list[s
     ("pattern", "message"),
     [
         ("c-*.tar", "names no shards"),
+        ("a-{1-5}.tar", r"correct the path, or the range, which is written \{00000\.\.00012\}"),
         ("a-{1..5}.tar", r"3 of 5 shards of shards:x are missing: .*a-3.tar, .*a-4.tar, .*a-5.tar; correct the range"),
         ("a-{1..20}.tar", r"17 of 20 .*, \.\.\.; correct"),
         ("{b,zzz*}.tar", r"1 of 2 shards of shards:x are missing: .*zzz\*.tar"),
