@@ -1,5 +1,6 @@
 """What a run sets in its process does what it says; each setting in a process of its own, as nothing takes it back."""
 
+import os
 import subprocess
 import sys
 
@@ -15,13 +16,11 @@ def resident_mib():
 
 if sys.argv[1] == "given back":
     give_back_large_blocks()
-for _ in range(3):  # glibc learns from blocks that are freed
-    torch.ones(5 * 2**20)
 before = resident_mib()
 large, small = [], []
 for _ in range(20):
     large.append(torch.ones(5 * 2**20))  # 20 MiB
-    small.append(torch.ones(2**10))  # between two large ones, and it stays
+    small.append(torch.ones(2**18))  # 1 MiB between two large ones, and it stays
 del large
 print(resident_mib() - before)
 """
@@ -29,9 +28,12 @@ print(resident_mib() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and mallopt is glibc's")
 def test_large_blocks_go_back_to_the_system_although_small_ones_stay_between_them() -> None:
+    grown = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}  # where glibc gets by itself, sooner or later
     kept = {}
     for how in ("given back", "as it is"):
-        done = subprocess.run([sys.executable, "-c", _HOLES, how], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _HOLES, how], env=grown, capture_output=True, text=True, check=True
+        )
         kept[how] = float(done.stdout)
-    assert kept["given back"] < 25  # MiB, of 400 that were freed
+    assert kept["given back"] < 60  # MiB, of 400 that were freed
     assert kept["as it is"] > 200  # the fault that the setting is there for
