@@ -6,6 +6,7 @@ from comparisons import IMAGES, SHARED
 from harmony import recipe as recipes
 from harmony.comparison.rows import read
 from harmony.comparison.terms import COMMON, on_equal_terms
+from harmony.data.settings import DataConfig
 from harmony.errors import UserError
 from harmony.recipe_files import flat
 
@@ -81,6 +82,13 @@ def test_every_row_is_as_long_as_the_first(first):
     )
     assert len({(row.recipe.train.steps, row.recipe.train.epochs) for row in rows}) == 1
     assert rows[0].recipe.train.steps == recipes.load(first[0], [*first[1:], "data.train=x"]).train.steps
+    told = [change.split()[0] for row in rows[1:] for change in row.changes]
+    assert "train.epochs" not in told or rows[0].recipe.train.steps is None  # with steps, epochs decide nothing
+
+
+def test_every_setting_of_the_data_is_common_or_known_to_be_a_methods_own():
+    common = {key.removeprefix("data.") for key in COMMON if key.startswith("data.")}
+    assert set(DataConfig.model_fields) - common == {"chance", "caption_augment"}  # as docs/comparing.md says
 
 
 def test_data_and_model_of_the_first_row_are_laid_over_a_recipe_that_leaves_them_open():

@@ -99,7 +99,11 @@ def on_equal_terms(asked: Sequence[Asked], shared: Sequence[str]) -> list[Row]:
         length = ["train.steps"] if "train.epochs" in differs else []  # or the epochs would take the place of the steps
         recipe = _loaded(row, [*overrides, *(_written(key, terms[key]) for key in (*differs, *length))])
         changes = [f"{override} left out: {reason}" for override, reason in without.items()]
-        changes += [f"{key} {_shown(_at(own, key))} → {_shown(value)}" for key, value in differs.items()]
+        changes += [
+            f"{key} {_shown(_at(own, key))} → {_shown(value)}"
+            for key, value in differs.items()
+            if key != "train.epochs" or terms["train.steps"] is None  # where steps are set, epochs decide nothing
+        ]
         if rows:
             recipe, more = _measured_alike(recipe, rows[0])
             changes += more
