@@ -75,8 +75,8 @@ def _row(word: str) -> Asked:
     for override in own:
         if not _OVERRIDE.match(override):
             raise UserError(
-                f"{override!r} in the row {word!r} is not an override; write key=value behind the recipe, and within quotes "
-                "of its own where it has blanks"
+                f"{override!r} in the row {word!r} is not an override; write key=value behind the recipe, "
+                "and within quotes of its own where it has blanks"
             )
     name = recipe_files.with_overrides(recipe_files.read(recipe), own)["name"]
     if own and "name" not in map(key_of, own):
