@@ -4,10 +4,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+
+import harmony
+
+_PACKAGE = f"{Path(harmony.__file__).parent}/"  # not by name: a checkout may be called harmony too
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,13 @@ def _part() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
-        if file.endswith("harmony/ranks.py"):
+        if file == _PACKAGE + "ranks.py":
             if function == "backward":
                 return "losses: backward"
             if function == "average_gradients":
                 return "gradients"
-        elif "/harmony/" in file:
-            part = file.rpartition("/harmony/")[2].removesuffix(".py")
+        elif file.startswith(_PACKAGE):
+            part = file.removeprefix(_PACKAGE).removesuffix(".py")
             return "gradients" if part == "training/reduction" and function == "_send" else part
         frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"
