@@ -17,7 +17,8 @@ def give_back_large_blocks() -> None:
     """Have the C library return blocks of 16 MiB and more to the system as soon as they are freed.
 
     glibc raises that limit to 32 MiB by itself once such blocks were freed, and keeps the holes they leave: a
-    twentieth of a step's peak on a CPU. Holds for the rest of the process; C libraries without `mallopt` stay as they are.
+    twentieth of a step's peak on a CPU. Holds for the rest of the process; C libraries without `mallopt` stay as they
+    are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
