@@ -10,7 +10,7 @@ from harmony.models.vision import Segment
 
 DETAIL = {"decoder": {"depth": 2, "heads": 2}, "head": HEAD, "removed": 0.6}
 ALL = {
-    "clip": {"keep": "attended"},
+    "clip": {"keep": "attended", "crops": 2},
     "dino": {"local_view": None, "keep": "attended", "head": HEAD},
     "detailclip": DETAIL,
 }
@@ -89,7 +89,7 @@ def test_the_centre_is_the_mean_score_of_all_patches():
     assert torch.allclose(detail.centre.mean, scores.mean(0) / 2), "a skipped step leaves no trace"
 
 
-def test_clip_and_dino_see_what_the_teacher_attends_to():
+def test_clip_and_dino_see_what_the_teacher_attends_to_in_both_crops():
     learner = learner_of(ALL)
     batch = batch_of(learner)
     found = losses_of(learner, batch)
@@ -100,11 +100,13 @@ def test_clip_and_dino_see_what_the_teacher_attends_to():
     for image in batch.images["global"].flatten(0, 1):
         keep = torch.tensor([attended(learner, image)])
         every.append(learner.student.image.encode_packed([Segment(image[None], keep=keep)])[0])
-    embedded = F.normalize(torch.cat([one.embed() for one in every[: len(batch)]]), dim=-1)
+    embedded = F.normalize(torch.cat([one.embed() for one in every]), dim=-1)
     texts = F.normalize(learner.student.text(batch.captions["caption"]), dim=-1)
-    logits = learner.objectives["clip"].logit_scale.exp() * embedded @ texts.T
-    own = torch.arange(len(batch))
-    clip = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    own, meetings = torch.arange(len(batch)), []
+    for crop in embedded.split(len(batch)):
+        logits = learner.objectives["clip"].logit_scale.exp() * crop @ texts.T
+        meetings.append((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2)
+    clip = (meetings[0] + meetings[1]) / 2
     dino = learner.objectives["dino"]
     student = (dino.head(torch.cat([one.cls for one in every])) / 0.1).log_softmax(-1).unflatten(0, (2, -1))
     with torch.no_grad():
