@@ -315,6 +315,24 @@ def test_how_it_leaves(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "quickstart", *TINY, "--out"],
+        ["resume"],
+        ["report"],
+        ["data", "generate", "scenes:train?count=2", "--out"],
+        ["export", "--to", "timm", "--out", "out"],
+        ["cost"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_path_that_the_system_refuses_is_named_in_one_sentence(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "cannot be used (file name too long)" in complaint([*command, str(tmp_path / ("x" * 300))], capsys)
+
+
+@pytest.mark.parametrize(
     ("raised", "status"),
     [(Interrupted(15), 143), (Interrupted(2), 130), (KeyboardInterrupt(), 130)],
     ids=["SIGTERM", "Ctrl-C", "a second Ctrl-C"],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from harmony.disk import is_full, no_room
+from harmony.disk import cannot_be_used, is_full, no_room
 from harmony.errors import UserError
 
 if TYPE_CHECKING:
@@ -400,6 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_full(error):
             return _told(str(no_room(getattr(error, "filename", None))), 2)
+        if refusal := cannot_be_used(error):
+            return _told(refusal, 2)
         message = _about_failure(error)
         if message is None:
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from harmony.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -18,6 +19,15 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def cannot_be_used(error: BaseException) -> str | None:
+    """One sentence on a path that the system refuses for what it is; None for every other error."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSED or error.filename is None:
+        return None
+    path = os.fsdecode(error.filename)
+    shown = path if len(path) <= 100 else f"{path[:60]}...{path[-30:]}"
+    return f"{shown!r} cannot be used ({(error.strerror or '').lower()}); give another path, or mend that one"
 
 
 def no_room(path: Path | str | None = None) -> UserError:

@@ -27,6 +27,7 @@ def test_rows_and_overrides_are_told_apart(tmp_path):
     assert rows[1].name == "clip-small optim.lr=1e-3 views.global={size: 32}"
     assert "/" not in rows[1].folder
     assert read(["clip-small", "clip-small name=other optim.lr=1"])[0][1].name == "other"
+    assert read(["clip-small", f"clip-small name=other a={'1' * 300}"])[0][1].name == "other"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,7 @@ def test_rows_and_overrides_are_told_apart(tmp_path):
         (["clip-small", "quickstrat"], "did you mean 'quickstart'?"),
         (["clip-small", "quickstart a=1 b"], "'b' in the row"),
         (["clip-small", "quickstart a='1"], "put quotes in pairs"),
+        (["clip-small", f"quickstart a={'1' * 300}"], "give it a short name"),
     ],
 )
 def test_rows_that_cannot_be_read(arguments, told):

@@ -20,6 +20,9 @@ from harmony.recipe_files import Values
 UNTRAINED = "untrained"
 """The row that every comparison has besides: the model as it is before training."""
 
+LONGEST_FOLDER = 200
+"""Bytes of a row's directory name; file systems stop at 255, and what is written aside needs a few."""
+
 _OVERRIDE = re.compile(r"\s*[^\s/=]+\s*=")
 """How an override begins. A path has a slash before any equals sign, a row with overrides of its own has a blank."""
 
@@ -71,7 +74,7 @@ def key_of(override: str) -> str:
 
 
 def _row(word: str) -> Asked:
-    recipe, *own = [word] if "=" not in word or Path(word).exists() else _split(word)
+    recipe, *own = [word] if "=" not in word or _is_there(word) else _split(word)
     for override in own:
         if not _OVERRIDE.match(override):
             raise UserError(
@@ -82,6 +85,13 @@ def _row(word: str) -> Asked:
     if own and "name" not in map(key_of, own):
         name = " ".join([str(name), *own])
     return Asked(str(name), recipe, tuple(own))
+
+
+def _is_there(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # longer than a file's name may be, so no file's
+        return False
 
 
 def _split(word: str) -> list[str]:
@@ -97,6 +107,11 @@ def _check_names(rows: Sequence[Asked]) -> None:
         folder = row.folder.casefold()
         if folder == UNTRAINED:
             raise UserError(f"{row.name!r} is the row of the model before training; choose another name=... for yours")
+        if len(folder.encode()) > LONGEST_FOLDER:
+            raise UserError(
+                f"the row {row.name!r} would be called by all its overrides, too long for a directory; give it a "
+                'short name, as in "RECIPE key=value name=short"'
+            )
         if folder in taken:
             raise UserError(
                 f"two rows are called {row.name!r}; leave one out, or give it another name, as in "

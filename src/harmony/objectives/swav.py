@@ -100,7 +100,7 @@ class Swav(Objective):
         return sinkhorn_knopp(clustered, at.target_temperature, self.config.iterations)[: len(scores)]
 
     def _queue_is_used(self, images: int, at: At) -> bool:
-        """After `queue_after`, and when no random vector is left in it."""
+        """After `queue_after`, and when no random vector is left in it (counting one accumulated part a step)."""
         step = at.clock.step
         return step >= self.config.queue_after.steps(at.clock) and step * images * ranks.count() >= self.config.queue
 
