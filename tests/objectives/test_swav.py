@@ -35,6 +35,8 @@ def plain_sinkhorn(scores: Tensor, temperature: float, rounds: int) -> list[list
 def test_swav(queue: int, local: str | None):
     learner = learner_of({"swav": SETTINGS | {"local_view": local, "queue": queue}})
     batch, swav = batch_of(learner), learner.objectives["swav"]
+    for full in swav.queues:
+        full.filled.fill_(7)
     ours = losses_of(learner, batch)["swav"]
     crops = [*batch.images["global"], *(batch.images["local"] if local else [])]
     seen = torch.cat([learner.student.image.encode(crop).cls for crop in crops])
@@ -68,17 +70,28 @@ def test_the_queue_holds_the_newest_projections_of_each_crop_and_waits_until_it_
     for crop, queue in enumerate(swav.queues):
         assert torch.equal(queue.vectors[5:], before[crop][:2])
         assert torch.allclose(queue.vectors.norm(dim=1), torch.ones(7, dtype=torch.float64))
+    for queue in swav.queues:
+        queue.filled.fill_(7)
     later = replace(CLOCK, step=60)
     with_queue, plain = (next(one.losses_by_group(batch, later)).losses["swav"] for one in (learner, without))
     assert abs(float((with_queue - plain).detach())) > 1e-6
 
 
-def test_a_queue_with_random_vectors_left_in_it_is_not_used():
-    learner = learner_of({"swav": SETTINGS | {"queue": 151}})
+@pytest.mark.parametrize(("parts", "steps"), [(1, 2), (2, 1)], ids=["two steps", "two parts of a step"])
+def test_a_queue_with_random_vectors_left_in_it_is_not_used(parts: int, steps: int):
+    learner = learner_of({"swav": SETTINGS | {"queue": 10}})
     without = learner_of({"swav": SETTINGS})
     without.load_state_dict(learner.state_dict(), strict=False)
-    batch = batch_of(learner)
-    assert torch.equal(losses_of(learner, batch)["swav"], losses_of(without, batch)["swav"]), "30 steps of 5 images"
+    batch, plain = batch_of(learner, examples=5), losses_of(without, batch_of(learner, examples=5))["swav"]
+    for seen in range(parts * steps):
+        assert torch.allclose(losses_of(learner, batch)["swav"], plain, rtol=1e-12), f"{5 * seen} vectors of 10"
+        if (seen + 1) % parts == 0:
+            for queue in learner.objectives["swav"].queues:
+                queue.update()
+    for queue in learner.objectives["swav"].queues:
+        assert queue.is_full()
+        queue.vectors.neg_()  # or the batch would be clustered beside its own copies, which changes nothing
+    assert abs(float((losses_of(learner, batch)["swav"] - plain).detach())) > 1e-6
 
 
 def test_a_skipped_step_leaves_queues_and_prototypes_alone_to_the_last_bit():
@@ -106,9 +119,10 @@ def test_micro_batches_make_one_update_of_a_queue():
     whole.observe(vectors)
     queue.update(), whole.update()
     assert torch.equal(queue.vectors, torch.cat([vectors, before[:2]])) and torch.equal(queue.vectors, whole.vectors)
+    assert int(queue.filled) == 4 and not queue.is_full()
     queue.observe(torch.randn(9, 3))
     queue.update()
-    assert queue.vectors.shape == (6, 3)
+    assert queue.vectors.shape == (6, 3) and queue.is_full()
 
 
 def test_prototypes_are_frozen_at_first_and_of_unit_length_always():

@@ -19,13 +19,16 @@ class Queue(nn.Module):
 
     Attributes:
         vectors: (L, E), the newest first.
+        filled: int64, how many of them were observed; the others are random.
     """
 
     vectors: Tensor
+    filled: Tensor
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
         self.register_buffer("vectors", F.normalize(torch.randn(length, width), dim=1))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         self._seen: list[Tensor] = []
 
     def observe(self, vectors: Tensor) -> None:
@@ -38,11 +41,16 @@ class Queue(nn.Module):
         if self._seen:
             newest = torch.cat([ranks.gather(vectors) for vectors in self._seen])
             self.vectors.copy_(torch.cat([newest, self.vectors])[: len(self.vectors)])
+            self.filled.add_(len(newest)).clamp_(max=len(self.vectors))
         self._seen = []
 
     def similarities(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(M, E) unit vectors twice -> (M, 1 + L), cosines of each query with its own key and with the queue."""
         return torch.cat([(queries * keys).sum(1, keepdim=True), cosines(queries, self.vectors)], dim=1)
+
+    def is_full(self) -> Tensor:
+        """Bool, whether no random vector is left; asked on the device, so nothing waits for the answer."""
+        return self.filled == len(self.vectors)
 
     def share(self) -> Tensor:
         """This rank's part of the queue, for what is totalled over ranks."""

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from harmony import ranks
 from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
@@ -51,7 +50,7 @@ class Swav(Objective):
         queue: Annotated[
             int, Field(ge=0, description="earlier projections of each crop that are clustered along; 0 for none")
         ] = 0
-        queue_after: Annotated[DurationField, Field(description="how long the queue is filled before it is used")] = (
+        queue_after: Annotated[DurationField, Field(description="how long the queue is not used, even if full")] = (
             Duration(amount=15, unit="epochs")
         )
 
@@ -94,15 +93,12 @@ class Swav(Objective):
     def targets(self, scores: Tensor, crop: int, at: At) -> Tensor:
         """(B, K) scores of one crop -> (B, K) assignments, balanced over all ranks and, where it is used, the queue."""
         clustered = scores.detach()
-        queue = self._queues()[crop] if self.queues and self._queue_is_used(len(scores), at) else None
-        if queue is not None:
-            clustered = torch.cat([clustered, self.prototypes(queue.share())])
+        if self.queues and at.clock.step >= self.config.queue_after.steps(at.clock):
+            queue = self._queues()[crop]
+            earlier = self.prototypes(queue.share())
+            # A score of minus infinity takes no part: nothing of the queue is clustered along until it is full.
+            clustered = torch.cat([clustered, earlier.masked_fill(~queue.is_full(), float("-inf"))])
         return sinkhorn_knopp(clustered, at.target_temperature, self.config.iterations)[: len(scores)]
-
-    def _queue_is_used(self, images: int, at: At) -> bool:
-        """After `queue_after`, and when no random vector is left in it (counting one accumulated part a step)."""
-        step = at.clock.step
-        return step >= self.config.queue_after.steps(at.clock) and step * images * ranks.count() >= self.config.queue
 
     def _queues(self) -> list[Queue]:
         return [queue for queue in self.queues if isinstance(queue, Queue)]
