@@ -259,6 +259,12 @@ def test_more_seeds_are_added_to_what_there_is(tmp_path, monkeypatch):
     assert trained == [0, 0]
     compare([*ROWS, *SHARED], tmp_path / "both", [0, 1], ["knn"])
     assert comparison(tmp_path / "cmp")["rows"] == comparison(tmp_path / "both")["rows"]
+    path = tmp_path / "cmp" / "runs" / "clip-small" / "seed-1" / "measured.json"
+    values = json.loads(path.read_text())
+    assert values["software"] == comparison(tmp_path / "cmp")["versions"]
+    path.write_text(json.dumps(values | {"software": {"torch": "1.0"}}))
+    compare([*ROWS, *SHARED], tmp_path / "cmp", [0, 1], ["knn"])
+    assert comparison(tmp_path / "cmp")["versions"]["torch"] == f"1.0 and {values['software']['torch']}"
     with pytest.raises(UserError, match="--seeds was 0, 1, and now it is 1"):
         compare([*ROWS, *SHARED], tmp_path / "cmp", [1], ["knn"])
 
@@ -318,6 +324,7 @@ def test_a_row_whose_numbers_are_not_finite_is_noted_and_the_others_go_on(tmp_pa
         ([*ROWS, "--seeds", "0,x"], "--seeds '0,x' is not a list"),
         ([*ROWS, "--seeds", "1,1"], "--seeds names 1 twice"),
         ([*ROWS, "--tasks", "kmeans"], "unknown task 'kmeans'"),
+        ([*ROWS, "--tasks", "knn,linear,knn"], "--tasks names knn twice"),
         ([IMAGES, f"{IMAGES} name=other", *SHARED[2:], "--tasks", "retrieval"], "no row can do retrieval"),
         ([*ROWS, *SHARED[2:], "--tasks", "retrieval"], "the row 'images' can be measured by none"),
         ([*ROWS, "data.val=null"], "no data to measure on"),
@@ -346,10 +353,15 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         compare([*ROWS, *SHARED], tmp_path / "thesis.tex", [0])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "cmp").mkdir()
+    for text in ("[]", "null", '{"--seeds": 3}'):
+        (tmp_path / "cmp" / "plan.json").write_text(text)
+        with pytest.raises(UserError, match="is no plan of a comparison"):
+            compare([*ROWS, *SHARED], tmp_path / "cmp", [0])
 
 
 def test_seeds_are_whole_numbers():
     assert seeds_of("3, 0,12") == [3, 0, 12]
-    for text in ("", "1,", "-1", "1.5"):
+    for text in ("", "1,", "-1", "1.5", str(2**62)):
         with pytest.raises(UserError, match="--seeds"):
             seeds_of(text)

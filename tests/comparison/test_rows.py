@@ -9,6 +9,7 @@ from harmony.comparison.terms import COMMON, on_equal_terms
 from harmony.data.settings import DataConfig
 from harmony.errors import UserError
 from harmony.recipe_files import flat
+from harmony.schedules import Clock
 
 
 def equal(*arguments: str):
@@ -147,6 +148,22 @@ def test_what_a_comparison_sets_itself_cannot_be_given(shared):
             equal("clip-small", *rows)
 
 
+@pytest.mark.parametrize(
+    ("shared", "told"),
+    [
+        ("train={seed: 3}", "'train.seed=3' cannot be set"),
+        ("name=all", "names no row; write it within the quotes"),
+        ("model=null", "name a setting within, as in model.NAME=VALUE"),
+        ("objectives={mea: {weight: 2}}", "unknown objective 'mea'; did you mean 'mae'"),
+        ("frozen.tokeniser.init=x", "unknown frozen model 'tokeniser'"),
+    ],
+)
+def test_overrides_that_cannot_be_of_all_rows(shared, told):
+    with pytest.raises(UserError) as error:
+        equal("clip-small", "quickstart", shared)
+    assert told in str(error.value)
+
+
 def test_images_must_be_equally_large():
     with pytest.raises(
         UserError, match=r"'quickstart' have 48 px and those of 'clip-small' 40 px; .*views.global.size=40"
@@ -157,3 +174,18 @@ def test_images_must_be_equally_large():
 def test_errors_name_the_row():
     with pytest.raises(UserError, match=r"the row 'quickstart': optim.warmup \(9 steps\) is longer"):
         equal("clip-small", "quickstart optim.warmup='9 steps' name=quickstart", "train.steps=4")
+
+
+def test_an_override_of_a_whole_section_concerns_the_rows_that_have_its_parts():
+    rows = equal("clip-small", "quickstart", "objectives={mlm: {share: 0.3}, clip: {label_smoothing: 0.1}}")
+    assert set(rows[0].recipe.objectives) == {"clip"}
+    assert rows[0].changes[0].startswith("objectives.mlm={share: 0.3} left out")
+    assert all(row.recipe.objectives["clip"].label_smoothing == 0.1 for row in rows)
+    assert rows[1].recipe.objectives["mlm"].share(Clock(0, 1, 1)) == 0.3
+    [dino, clip] = equal("dino-small", "clip-small", "model={text: {width: 32, heads: 2}}")
+    assert dino.recipe.model.text is None and clip.recipe.model.text.width == 32
+
+
+def test_a_frozen_model_concerns_the_rows_that_have_one():
+    rows = equal("clip-small", "beit-small", "frozen.tokenizer.init=somewhere")
+    assert rows[0].recipe.frozen == {} and rows[1].recipe.frozen["tokenizer"].init == "somewhere"

@@ -16,6 +16,7 @@ from harmony.evaluation.progress import say
 from harmony.evaluation.results import write_json
 from harmony.training import distributed
 from harmony.training.distributed import together
+from harmony.training.settings import LARGEST_SEED
 from harmony.training.signals import Interrupted
 
 
@@ -74,7 +75,10 @@ def seeds_of(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"--seeds {text!r} is not a list of whole numbers; write them as in --seeds 0,1,2")
-    return [int(part) for part in parts]
+    seeds = [int(part) for part in parts]
+    if max(seeds) > LARGEST_SEED:
+        raise UserError(f"--seeds names {max(seeds)}, and a seed is {LARGEST_SEED} at most")
+    return seeds
 
 
 def _override(key: str, value: str) -> str:

@@ -131,6 +131,9 @@ def plan_of(arguments: Sequence[str], seeds: Sequence[int], tasks: Sequence[str]
         raise UserError(f"--seeds names {repeated} twice; each seed is one run of every row")
     for task in tasks or ():
         task_named(task)
+    twice = next((task for task in tasks or () if list(tasks or ()).count(task) > 1), None)
+    if twice is not None:
+        raise UserError(f"--tasks names {twice} twice; leave one out")
     asked, shared = words.read(arguments)
     rows = on_equal_terms(asked, shared)
     if rows[0].recipe.data.val is None:

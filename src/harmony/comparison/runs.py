@@ -8,7 +8,7 @@ from pathlib import Path
 from harmony import ranks
 from harmony.comparison.plan import Entry, Plan
 from harmony.comparison.rows import UNTRAINED
-from harmony.comparison.store import Folder, Measured
+from harmony.comparison.store import Folder, Measured, installed
 from harmony.errors import UserError
 from harmony.evaluation.encoders import TowersEncoder, load_run
 from harmony.evaluation.progress import say
@@ -39,6 +39,7 @@ class Runs:
                 towers = drawn_towers(twin.row.seeded(seed))
                 encoder = TowersEncoder(UNTRAINED, towers, twin.row.recipe, self.place.device)
                 measured.curve[0] = self._measured(encoder, _able(twin, self.plan.tasks), run)
+                measured.software = installed()
                 self.folder.write(run, measured)
 
     def trained(self) -> None:
@@ -59,6 +60,7 @@ class Runs:
         self._tell(entry.name, seed, "done already" if done else "training")
         if done:
             return
+        measured.software = installed()
         measured.failed = self._train(entry, seed, run)
         gc.collect()  # the trainer's parts hold each other, on the GPU too
         if measured.failed:

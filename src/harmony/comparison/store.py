@@ -10,9 +10,10 @@ OUT/
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,17 @@ class Measured:
     Attributes:
         curve: metrics by task, by step.
         failed: why training could not go on, if it could not.
+        software: versions of the packages that trained and measured it.
     """
 
     curve: dict[int, Metrics] = field(default_factory=dict)
     failed: str | None = None
+    software: Mapping[str, str] = field(default_factory=dict)
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    return {package: _version(package) for package in ("harmony", "torch", "timm")}
 
 
 class Folder:
@@ -65,7 +73,8 @@ class Folder:
     def write(self, run: Path, measured: Measured) -> None:
         if ranks.is_main():
             curve = {str(step): metrics for step, metrics in sorted(measured.curve.items())}
-            write_json(run / "measured.json", {"failed": measured.failed, "curve": curve})
+            known = {"failed": measured.failed, "software": dict(measured.software), "curve": curve}
+            write_json(run / "measured.json", known)
 
     def forget_features(self) -> None:
         """Remove the features of what has been measured. All ranks have to call it."""
@@ -124,6 +133,8 @@ class Folder:
             before = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(f"{self.path / 'plan.json'} cannot be read; choose another --out") from None
+        if not (isinstance(before, dict) and isinstance(before.get("--seeds"), list)):
+            raise UserError(f"{self.path / 'plan.json'} is no plan of a comparison; choose another --out")
         for name in dict.fromkeys([*before, *terms]):
             was, now = before.get(name, "not there"), terms.get(name, "not there")
             if was != now and not (name == "--seeds" and set(was) <= set(now)):  # more of them change no run there is
@@ -146,9 +157,17 @@ def _read(path: Path) -> Measured:
         return Measured()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Measured({int(step): metrics for step, metrics in values["curve"].items()}, values["failed"])
+        curve = {int(step): metrics for step, metrics in values["curve"].items()}
+        return Measured(curve, values["failed"], values.get("software", {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; remove it, and its run is measured again") from None
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources without having been installed
+        return "unknown"
 
 
 def _short(value: Any) -> str:

@@ -2,12 +2,11 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from harmony.comparison.plan import Entry, Plan
 from harmony.comparison.rows import UNTRAINED
-from harmony.comparison.store import Folder, Measured
+from harmony.comparison.store import Folder, Measured, installed
 from harmony.evaluation.report.cost import counted
 from harmony.evaluation.report.html import operations
 from harmony.evaluation.report.words import BOTH, TASKS, chance_of, headlines, metric
@@ -26,10 +25,11 @@ def numbers(plan: Plan, folder: Folder) -> Values:
     Not for several ranks at once: the cost of a pair is counted as one process sees it.
     """
     twin = {seed: folder.read(folder.run(UNTRAINED, seed)) for seed in plan.seeds}
-    rows = [_untrained(plan, twin)]
+    rows, every = [_untrained(plan, twin)], [*twin.values()]
     for entry in plan.entries:
         runs = {seed: folder.read(folder.run(entry.row.asked.folder, seed)) for seed in plan.seeds}
         rows.append(_row(plan, entry, runs))
+        every += runs.values()
     columns = _columns(plan, rows)
     for row in rows:
         row["cells"] = {column["key"]: _cell(row, column) for column in columns}
@@ -37,7 +37,7 @@ def numbers(plan: Plan, folder: Folder) -> Values:
         mark_best([row["cells"][column["key"]] for row in rows])
     return {
         "command": plan.command,
-        "versions": {name: _version(name) for name in ("harmony", "torch", "timm")},
+        "versions": _versions(every),
         "pairs": dict(plan.pairs),
         "measured_on": plan.data.uri,
         "learned_from": plan.train.uri,
@@ -50,6 +50,15 @@ def numbers(plan: Plan, folder: Folder) -> Values:
         "begins_untrained": plan.first.model.init is None,
         "columns": columns,
         "rows": rows,
+    }
+
+
+def _versions(runs: Sequence[Measured]) -> dict[str, str]:
+    """The versions that runs were made with, by package; several of one package where runs differ."""
+    made_with = [run.software for run in runs if run.software]
+    return {
+        package: " and ".join(sorted({software[package] for software in made_with if package in software})) or now
+        for package, now in installed().items()
     }
 
 
@@ -147,15 +156,19 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
     seeds = found["seeds"]
     over = f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "One seed"
     seen = f"{found['examples']:,} examples ({found['steps']:,} steps of {found['batch_size']:,})"
+    before = "before its first step" if found["begins_untrained"] else "as it is drawn, without model.init"
     said = [
         f"{over}, in percent; bold is the best, and whatever equals it as shown.",
         f"Every run saw {seen} of {found['pairs']['uri']}.",
         f"Measured on {found['measured_on']}; what learns from labels does so from {found['learned_from']}.",
-        f"{UNTRAINED} is the model of {found['rows'][0]['like']} before its first step.",
+        f"{UNTRAINED} is the model of {found['rows'][0]['like']} {before}.",
     ]
     student = [row["name"] for row in found["rows"] if row.get("copy") == "student"]
     if student:
         said.append(f"Measured by their student, as nothing in them asks a teacher: {', '.join(student)}.")
+    mixed = [f"{package} {numbers}" for package, numbers in found["versions"].items() if " and " in numbers]
+    if mixed:
+        said.append(f"Not all runs are of the same software: {'; '.join(mixed)}.")
     return said
 
 
@@ -180,10 +193,3 @@ def markdown(found: Values) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from its sources without having been installed
-        return "unknown"

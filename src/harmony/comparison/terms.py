@@ -46,6 +46,8 @@ _SET_HERE = {
     "train.seed": "seeds are named by --seeds",
     "train.keep": "a comparison keeps the checkpoints that it measures",
 }
+_KINDS = {"objectives": "objective", "views": "view", "frozen": "frozen model"}
+"""Sections of parts that one recipe has and another has not, and what such a part is called."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,15 @@ def on_equal_terms(asked: Sequence[Asked], shared: Sequence[str]) -> list[Row]:
 
     Args:
         asked: two rows or more.
-        shared: overrides of every row; one of an objective, a view or a text tower concerns the rows that have it.
+        shared: overrides of every row; one of an objective, a view, a frozen model or a text tower concerns the rows
+            that have it.
 
     Raises:
         UserError: a row's recipe cannot work so, or names for itself what must be the same for all.
     """
     for row in asked:
         _check_own(row)
+    shared = [part for override in shared for part in _apart(override)]
     left_out = _left_out(asked, shared)
     kept = [[override for override in shared if override not in left] for left in left_out]
     values = [_complete(row.values(overrides)) for row, overrides in zip(asked, kept, strict=True)]
@@ -110,6 +114,17 @@ def on_equal_terms(asked: Sequence[Asked], shared: Sequence[str]) -> list[Row]:
         rows.append(Row(row, recipe, tuple(changes), copy=_at(own, "evaluation.model")))
     _check_sizes(rows)
     return rows
+
+
+def _apart(override: str) -> list[str]:
+    """The override of a whole section as those of what is in it, as rows may have some and lack others."""
+    key = key_of(override)
+    if key not in (*_KINDS, "model", "train"):
+        return [override]
+    value = _at(recipe_files.with_overrides({}, [override]), key)
+    if not isinstance(value, dict):
+        raise UserError(f"{override!r} cannot be of all rows; name a setting within, as in {key}.NAME=VALUE")
+    return [_written(f"{key}.{name}", part) for name, part in value.items()]
 
 
 def _check_own(row: Asked) -> None:
@@ -148,6 +163,8 @@ def _left_out(asked: Sequence[Asked], shared: Sequence[str]) -> list[dict[str, s
     for override in shared:
         key = key_of(override)
         _check_free(override)
+        if key == "name":
+            raise UserError(f"{override!r} names no row; write it within the quotes of the row that it names")
         for row, own in zip(found, values, strict=True):
             if reason := _unconcerned(override, own):
                 row[override] = reason
@@ -156,7 +173,7 @@ def _left_out(asked: Sequence[Asked], shared: Sequence[str]) -> list[dict[str, s
             if section == "model":
                 raise UserError(f"{override!r} concerns no row, as none has a text tower; leave it out")
             known = {name for own in values for name in _names(own, section)}
-            raise unknown(section[:-1], rest.partition(".")[0], known)
+            raise unknown(_KINDS[section], rest.partition(".")[0], known)
     return found
 
 
@@ -164,15 +181,15 @@ def _unconcerned(override: str, values: Values) -> str | None:
     """Why an override does not concern a recipe; None when it does."""
     key, _, value = override.partition("=")
     section, *rest = key.strip().split(".")
-    if section in ("objectives", "views") and rest and rest[0] not in _names(values, section):
-        return f"it has no {section[:-1]} {rest[0]!r}"
+    if section in _KINDS and rest and rest[0] not in _names(values, section):
+        return f"it has no {_KINDS[section]} {rest[0]!r}"
     if section == "model" and rest[:1] == ["text"] and value.strip() != "null" and values["model"]["text"] is None:
         return "it has no text tower"
     return None
 
 
 def _names(values: Values, section: str) -> Iterator[str]:
-    """The objectives or views of a recipe, without those that are removed."""
+    """The objectives, views or frozen models of a recipe, without those that are removed."""
     there = values.get(section)
     for name, value in there.items() if isinstance(there, dict) else ():
         if value is not None:

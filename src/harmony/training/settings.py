@@ -21,6 +21,9 @@ def _one_or_many(value: Any) -> Any:
 Cadence = Annotated[DurationField, AfterValidator(_longer_than_nothing)]
 """A duration above zero: how often something is done."""
 
+LARGEST_SEED = 2**62 - 1
+"""Of `train.seed`: what generators and files hold without loss."""
+
 Logger = Literal["tensorboard", "wandb"]
 
 
@@ -77,7 +80,7 @@ class TrainConfig(_Settings):
         description="passes over the data; `steps` goes first, unless the override is of epochs",
     )
     steps: int | None = Field(None, ge=1, description="optimiser steps of the whole run, in place of epochs")
-    seed: int = Field(0, ge=0, lt=2**62, description="seed of the weights and of every random stream")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the weights and of every random stream")
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="arithmetic of the forward and backward passes; weights and optimiser stay fp32"
     )
