@@ -155,8 +155,14 @@ def evaluate(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Of a run: teacher, student or untrained (as first drawn).")
-    ] = "teacher",
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Of a run: teacher, student or untrained (as first drawn); if left out, what its recipe names, the "
+            "teacher where there is one.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the task; may be given again."),
@@ -236,7 +242,12 @@ def export(
         str, typer.Option(metavar="FORMAT", help="timm, open_clip, huggingface or onnx.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New directory for the model.", show_default=False)],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="teacher, student or untrained.")] = "teacher",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="teacher, student or untrained; if left out, what is measured.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Write a trained model in the form of another library."""
     from harmony.interchange import export as exports

@@ -17,6 +17,7 @@ from harmony.cli import main
 from harmony.evaluation import run as evaluate
 from harmony.recipe import Recipe
 from harmony.training import trainer
+from harmony.training.rehearsal import rehearse
 from harmony.training.trained import read_trained
 
 
@@ -39,20 +40,28 @@ def test_a_recipe_trains_and_resumes(name: str, tmp_path: Path, frozen: Path):
     shutil.rmtree(max((out / "checkpoints").iterdir()))  # as if the run had been killed after its second step
     trainer.resume(out)
     assert log_of(out) == log, "a resumed run repeats the steps that were lost, bit for bit"
-    exports_to_timm(out, tmp_path)
+    exports_to_timm(out, recipe, tmp_path)
     if recipe.model.text is not None:
         exports_to_open_clip(out, recipe, tmp_path)
 
 
+@pytest.mark.parametrize("name", recipe_files.names())
+def test_a_recipe_is_measured_by_its_teacher_where_it_has_one(name: str, frozen: Path):
+    recipe = shrunk(name, frozen=frozen)
+    assert recipe.evaluation.model == (
+        "teacher" if rehearse(recipe, caption_tokens=8).learner.plan.teacher else "student"
+    )
+
+
 @torch.no_grad()
-def exports_to_timm(run: Path, folder: Path) -> None:
-    """Both models of a run; the teacher where none is named."""
-    for model, options in (("teacher", []), ("student", ["--model", "student"])):
-        out = folder / f"timm-{model}"
+def exports_to_timm(run: Path, recipe: Recipe, folder: Path) -> None:
+    """Both models of a run; where none is named, the one that is measured."""
+    for number, model in enumerate((None, "teacher", "student")):
+        out, options = folder / f"timm-{number}", [] if model is None else ["--model", model]
         assert main(["export", str(run), "--to", "timm", "--out", str(out), *options]) == 0
         theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
         pixels = torch.randn(2, 3, theirs.default_cfg["input_size"][1], theirs.default_cfg["input_size"][2])
-        ours = read_trained(str(run), model).towers.image.eval().encode(pixels).tokens
+        ours = read_trained(str(run), model or recipe.evaluation.model).towers.image.eval().encode(pixels).tokens
         assert torch.allclose(theirs.forward_features(pixels), ours, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ def run(
     task: str,
     data_uri: str,
     train_uri: str | None = None,
-    model: str = "teacher",
+    model: str | None = None,
     settings: dict[str, Any] | None = None,
     out: Path | str | None = None,
 ) -> dict[str, float]:

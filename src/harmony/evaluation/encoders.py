@@ -104,26 +104,27 @@ def _check_size(size: int, patch: int) -> None:
         raise UserError(reason)
 
 
-def load_encoder(where: str, model: str = "teacher", device: torch.device | str | None = None) -> Encoder:
+def load_encoder(where: str, model: str | None = None, device: torch.device | str | None = None) -> Encoder:
     """The encoder that `where` names.
 
     Args:
         where: see the module's text.
-        model: "teacher", "student" or "untrained". A model of timm or open_clip has no teacher: the word is ignored;
-            untrained is its architecture with weights drawn from a fixed seed.
+        model: "teacher", "student" or "untrained"; None is what a run's recipe names (`evaluation.model`: the student
+            of a method without a teacher), and the teacher of a published checkpoint. A model of timm or open_clip has
+            no teacher: the word is ignored; untrained is its architecture with weights drawn from a fixed seed.
         device: where it computes; a GPU when there is one.
 
     Raises:
         UserError: there is no such model, or some weight is missing, left over, of another shape or not finite.
             An encoder whose weights did not load completely is never evaluated.
     """
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
+    if model not in (None, *MODELS):
+        raise unknown("model", str(model), MODELS)
     kind, colon, name = where.partition(":")
     if colon and not name and kind in (*ELSEWHERE, "published"):
         raise UserError(f"{where} names nothing; write {kind}:{'FILE' if kind == 'published' else 'NAME'}")
     if colon and kind == "published":
-        return load_published_towers(Path(name), model, device)
+        return load_published_towers(Path(name), model or "teacher", device)
     if not colon or kind not in ELSEWHERE:
         _check_scheme(where)
         return load_run(where, model, device)
@@ -156,7 +157,7 @@ def _check_scheme(where: str) -> None:
         raise unknown("kind of model", kind, [*ELSEWHERE, "published"])
 
 
-def load_run(where: str, model: str = "teacher", device: torch.device | str | None = None) -> TowersEncoder:
+def load_run(where: str, model: str | None = None, device: torch.device | str | None = None) -> TowersEncoder:
     """The towers of a run or of one of its checkpoints. Arguments and errors as for `load_encoder`."""
     trained = read_trained(where, model)
     return TowersEncoder(trained.name, trained.towers, trained.recipe, _device(device))

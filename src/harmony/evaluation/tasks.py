@@ -50,7 +50,7 @@ def run(
     task: str,
     data_uri: str,
     train_uri: str | None = None,
-    model: str = "teacher",
+    model: str | None = None,
     settings: Mapping[str, Any] | None = None,
     out: Path | str | None = None,
 ) -> Outcome:
@@ -61,7 +61,7 @@ def run(
         task: one of `TASKS`.
         data_uri: the data to measure on.
         train_uri: the data to learn from, for tasks that learn.
-        model: "teacher", "student" or "untrained", for a run.
+        model: "teacher", "student" or "untrained", for a run; what its recipe names when None.
         settings: of the task (`templates`) or of all (`batch_size`, `workers`, `max_examples`), by name.
         out: folder whose metrics.json gets the numbers; nothing is written without.
 

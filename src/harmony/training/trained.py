@@ -44,20 +44,21 @@ class Trained:
         return {}
 
 
-def read_trained(where: str, model: str = "teacher") -> Trained:
+def read_trained(where: str, model: str | None = None) -> Trained:
     """The towers of a run or of one of its checkpoints.
 
     Args:
         where: a run directory (its newest checkpoint is taken) or a checkpoint directory.
-        model: "teacher", "student" or "untrained".
+        model: "teacher", "student" or "untrained"; what its recipe's `evaluation.model` says when None.
 
     Raises:
         UserError: there is no such run or model, or some weight is missing, left over, of another shape or not finite.
     """
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
+    if model not in (None, *MODELS):
+        raise unknown("model", str(model), MODELS)
     checkpoint = find_checkpoint(where)
     recipe = recipes.load(checkpoint / "recipe.yaml")
+    model = model or recipe.evaluation.model
     towers = drawn_towers(recipe)
     if model == "untrained":
         return Trained(f"{where} ({model})", towers, recipe)
