@@ -25,7 +25,7 @@ def cannot_be_used(error: BaseException) -> str | None:
     """One sentence on a path that the system refuses for what it is; None for every other error."""
     if not isinstance(error, OSError) or error.errno not in _REFUSED or error.filename is None:
         return None
-    path = os.fsdecode(error.filename)
+    path = os.fsdecode(error.filename2 or error.filename)  # the second is where something was to be put
     shown = path if len(path) <= 100 else f"{path[:60]}...{path[-30:]}"
     return f"{shown!r} cannot be used ({(error.strerror or '').lower()}); give another path, or mend that one"
 

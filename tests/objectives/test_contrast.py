@@ -78,15 +78,22 @@ def test_no_gradient_reaches_the_teacher():
     assert all(p.grad is None for p in learner.teacher.parameters())
 
 
-def test_the_scale_is_clamped_in_the_loss_and_in_the_parameter():
-    learner = learner_of({"clip": {}})
-    batch, clip = batch_of(learner), learner.objectives["clip"]
+@pytest.mark.parametrize("name", ["clip", "filip"])
+def test_the_scale_stays_below_its_bound_and_can_leave_it(name: str):
+    learner = learner_of({name: {}})
+    batch, objective = batch_of(learner), learner.objectives[name]
     with torch.no_grad():
-        clip.logit_scale.fill_(math.log(500.0))
-    theirs = open_clip.ClipLoss()(*features(learner, batch), torch.tensor(100.0, dtype=torch.float64))
-    assert float(losses_of(learner, batch)["clip"].detach()) == pytest.approx(float(theirs.detach()), rel=1e-12)
+        objective.logit_scale.fill_(math.log(500.0))
     learner.after_update(CLOCK, 1.0, torch.tensor(True))
-    assert float(clip.logit_scale.detach()) == pytest.approx(math.log(100.0))
+    assert float(objective.logit_scale.detach()) == pytest.approx(math.log(100.0), rel=1e-12)
+    losses_of(learner, batch)[name].backward()
+    assert abs(float(objective.logit_scale.grad)) > 1e-3, "random towers want a smaller scale"
+
+
+@pytest.mark.parametrize("name", ["clip", "filip"])
+def test_a_scale_that_begins_above_its_bound_begins_at_it(name: str):
+    learner = learner_of({name: {"initial_scale": 50.0, "max_scale": 20.0}})
+    assert float(learner.objectives[name].logit_scale.detach()) == pytest.approx(math.log(20.0), rel=1e-6)
 
 
 def test_signs():

@@ -93,3 +93,9 @@ def test_the_slow_projector_normalises_by_its_own_batch():
 def test_one_crop_is_refused():
     with pytest.raises(UserError, match=r"views.plain.count=2"):
         learner_of({"mocov3": SETTINGS | {"view": "plain"}})
+
+
+@pytest.mark.parametrize(("weight", "trained"), [(0, True), (0.5, False)])
+def test_patches_stay_trained_where_it_is_switched_off(weight: float, trained: bool):
+    learner = learner_of({"clip": {}, "mocov3": SETTINGS | {"weight": weight}})
+    assert all(one.requires_grad == trained for one in learner.student.image.trunk.patch_embed.parameters())

@@ -54,7 +54,7 @@ def test_the_student_of_silc_encodes_no_large_crop_but_for_its_captions():
     assert ImageRequest("global") not in learner.objectives["dino"].requests()
 
 
-@pytest.mark.parametrize("wrong", ["local_view: null", "mask: block"])
+@pytest.mark.parametrize("wrong", ["local_view: null", "mask: block", "keep: block"])
 def test_settings_that_contradict_each_other_are_refused(wrong: str):
     with pytest.raises(UserError, match="student_sees: local"):
         recipes.resolve("silc-small", [f"objectives.dino={{{wrong}}}"])

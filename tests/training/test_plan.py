@@ -8,6 +8,7 @@ import torch
 from parts import ALL, CLOCK, HEAD, batch_of, learner_of, losses_of
 from runs import HERE
 
+from harmony import recipe as recipes
 from harmony.errors import UserError
 from harmony.models.recomputing import set_checkpointing
 from harmony.models.text import TextTower
@@ -113,6 +114,7 @@ def test_a_part_of_a_pass_is_sliced_out():
         ({"dino": {"view": "globl", "head": HEAD}}, "did you mean 'global'"),
         ({"dino": {"mask": "block", "head": HEAD}}, "no objective of this recipe draws"),
         ({"text_distillation": {"head": HEAD}}, "mask 'words'"),
+        ({"ibot": {"head": HEAD}, "clip": {"keep": "block"}}, "not equally many in every crop"),
         ({"ibot": {"head": "dino"}}, "which is not a dino objective"),
         ({"ibot": {"head": HEAD}, "b": {"type": "ibot", "head": HEAD}}, "draws a mask 'block'"),
         (
@@ -124,6 +126,12 @@ def test_a_part_of_a_pass_is_sliced_out():
 def test_what_cannot_be_encoded_is_refused(objectives: dict, words: str):
     with pytest.raises(UserError, match=words):
         learner_of(objectives)
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_small_crops_are_of_another_view(name: str):
+    with pytest.raises(UserError, match="local_view is the view 'global' itself"):
+        recipes.resolve(f"{name}-small", [f"objectives.{name}.local_view=global"])
 
 
 def test_signs_of_a_logged_step():

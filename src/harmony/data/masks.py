@@ -43,6 +43,8 @@ class PatchSampler(BaseModel):
 
     view: Annotated[str, Field(description="name of the view; given by the objective, not by the recipe")] = "global"
     stream: ClassVar[None] = None
+    equal_counts: ClassVar[bool] = False
+    """Whether equally many patches are left of every crop, so that these alone can be encoded."""
 
     @property
     def kind(self) -> str:
@@ -160,6 +162,8 @@ class RandomPatches(PatchSampler):
     int(N * (1 - ratio)) patches stay, those with the smallest noise; `Mask.kept` lists them.
     """
 
+    equal_counts: ClassVar[bool] = True
+
     ratio: Annotated[Share, Field(description="share of the patches hidden")] = Schedule.constant(0.75)
 
     def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
@@ -187,6 +191,8 @@ class MultiBlockMasks(PatchSampler):
 
     `Mask.kept` lists the context, `Mask.blocks` the targets.
     """
+
+    equal_counts: ClassVar[bool] = True
 
     targets: Annotated[int, Field(ge=1, description="target blocks of an image")] = 4
     scale: Annotated[UnitRange, Field(description="range of a target's area as a share of the crop")] = (0.15, 0.2)

@@ -56,6 +56,7 @@ class Clip(Objective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
+        self._bound()
         crops = tuple(range(config.crops))
         self.image = ImageRequest(config.view, crops=crops, keep=config.keep, pooled=True)
         self.text = TextRequest(pooled=True)
@@ -97,9 +98,13 @@ class Clip(Objective):
         return loss
 
     def scale(self) -> Tensor:
-        """The learned factor of the similarities, kept below `max_scale`."""
-        scale = self.logit_scale.exp()
-        return scale if self.config.max_scale is None else scale.clamp(max=self.config.max_scale)
+        """The learned factor of the similarities."""
+        return self.logit_scale.exp()
+
+    def _bound(self) -> None:
+        # The parameter is bounded and not its use: a clamp passes no gradient back, so the scale would stay there.
+        if self.config.max_scale is not None:
+            self.logit_scale.data.clamp_(max=math.log(self.config.max_scale))
 
     def hard_targets(self, local: Tensor) -> tuple[Tensor, Tensor]:
         """(B, G) twice: one where a pair of this rank meets itself, else zero; smoothed if so set (arXiv 1512.00567).
@@ -126,6 +131,4 @@ class Clip(Objective):
         return torch.stack(directions).mean()
 
     def after_update(self, at: At) -> None:
-        # The parameter itself is kept in bounds too, or it could drift where the clamp passes no gradient back.
-        if self.config.max_scale is not None:
-            self.logit_scale.data.clamp_(max=math.log(self.config.max_scale))
+        self._bound()

@@ -44,7 +44,8 @@ class DetailClip(PrototypeObjective):
     with `keep: attended`.
 
     The attention is that of the teacher's last block, where the attentive removal it builds on (arXiv 2212.08653) takes
-    the mean over all blocks. The depth of the decoder is our choice.
+    the mean over all blocks. Other than the published code: patches are removed one by one and not in groups of four,
+    the head of the patches is not that of the class token, and the patch embedding is trained.
     """
 
     class Config(PrototypeConfig):

@@ -48,8 +48,10 @@ class Dino(PrototypeObjective):
         def _local_crops_alone(self) -> Self:
             if self.student_sees == "local" and self.local_view is None:
                 raise ValueError("student_sees: local needs a local_view; name one, or set student_sees to all")
-            if self.student_sees == "local" and self.mask is not None:
+            if self.student_sees == "local" and (self.mask is not None or self.keep is not None):
                 raise ValueError("a mask is for the student's large crops, which student_sees: local leaves out")
+            if self.local_view == self.view:
+                raise ValueError(f"local_view is the view {self.view!r} itself; name a view of small crops, or null")
             return self
 
     config: Config

@@ -44,6 +44,7 @@ class Filip(Objective):
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:
         super().__init__(config, towers, views)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.initial_scale)))
+        self._bound()
         self.image = ImageRequest(config.view, crops=(0,))
         self.text = TextRequest()
 
@@ -58,15 +59,18 @@ class Filip(Objective):
         to_text = late_interaction(patches, None, every_word, every_counted)
         to_image = late_interaction(words, counted, every_patch, None)
         own = torch.arange(len(words), device=words.device) + ranks.rank() * len(words)
-        scale = self.logit_scale.exp().clamp(max=self.config.max_scale)
+        scale = self.logit_scale.exp()
         loss = (F.cross_entropy(scale * to_text, own) + F.cross_entropy(scale * to_image, own)) / 2
         if at.logged:
             accuracy = (to_text.argmax(1) == own).double().mean()
             self.signs = {"temperature": 1 / scale.detach(), "batch_accuracy": accuracy}
         return {"filip": loss}
 
+    def _bound(self) -> None:
+        self.logit_scale.data.clamp_(max=math.log(self.config.max_scale))  # not its use, as in clip
+
     def after_update(self, at: At) -> None:
-        self.logit_scale.data.clamp_(max=math.log(self.config.max_scale))
+        self._bound()
 
 
 def late_interaction(own: Tensor, own_counted: Tensor | None, others: Tensor, others_counted: Tensor | None) -> Tensor:

@@ -54,7 +54,7 @@ class Mocov3(Objective):
         self.queue = Queue(config.queue, config.head.output) if config.queue else None
         self.student = ImageRequest(config.view, crops=(0, 1), pooled=True)
         self.teacher = ImageRequest(config.view, crops=(0, 1), model="teacher", pooled=True)
-        if config.freeze_patches:
+        if config.freeze_patches and not config.weight.is_zero:
             towers.image.trunk.patch_embed.requires_grad_(False)
 
     def requests(self) -> Sequence[Request]:

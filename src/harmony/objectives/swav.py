@@ -4,11 +4,11 @@ Shapes: V crops that are clustered, C crops in all, B images on this rank, K pro
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from harmony.data.batch import Batch
@@ -53,6 +53,12 @@ class Swav(Objective):
         queue_after: Annotated[DurationField, Field(description="how long the queue is not used, even if full")] = (
             Duration(amount=15, unit="epochs")
         )
+
+        @model_validator(mode="after")
+        def _other_crops(self) -> Self:
+            if self.local_view == self.view:
+                raise ValueError(f"local_view is the view {self.view!r} itself; name a view of small crops, or null")
+            return self
 
     config: Config
 

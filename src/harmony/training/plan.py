@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harmony.data.batch import Batch
-from harmony.data.masks import MaskSampler
+from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError, unknown
 from harmony.models.encodings import ImageEncoding, TextEncoding
@@ -272,6 +272,12 @@ def _check(
         )
     for mask in _masks(request):
         _check_mask(name, mask, masks, request.view)
+        sampler = masks[mask]
+        if mask == request.keep and isinstance(sampler, PatchSampler) and not sampler.equal_counts:
+            raise UserError(
+                f"objective {name} leaves out the patches of the mask {mask!r}, which are not equally many in every "
+                "crop; name a mask whose are, such as that of mae"
+            )
         if request.model == "teacher" and isinstance(masks[mask], GuidedMask):
             raise UserError(
                 f"objective {name} hides patches from the teacher by the mask {mask!r}, which is drawn from what the "
