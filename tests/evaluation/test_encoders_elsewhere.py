@@ -79,11 +79,15 @@ def architectures(folder):
 
 
 def stirred(model):
-    """Weights unlike any first ones, so that a bias of zero or a norm of ones cannot be mistaken for another."""
+    """Weights unlike any first ones, so that a bias of zero or a norm of ones cannot be mistaken for another.
+
+    What open_clip leaves as the memory was (CoCa's `text_projection`) may be anything, and is made a number.
+    """
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
+                value.nan_to_num_(0.0, 0.0, 0.0).clamp_(-100, 100)
                 value += 0.05 * torch.randn(value.shape, generator=generator).abs()
     return model.eval()
 
