@@ -170,9 +170,9 @@ def _timed(
         watch.start()
         work.step(number)
         finish(device)
+        parts.append(watch.stop())
         seconds.append(time.perf_counter() - begun)
         processor.append(time.process_time() - used)
-        parts.append(watch.stop())
     return seconds, processor, parts
 
 
