@@ -357,3 +357,9 @@ def test_a_disk_without_room_for_one_checkpoint_is_told_before_anything_runs(
     with pytest.raises(UserError, match=r"takes \d.* free; make room or choose another --out"):
         train(tiny(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_of_one_image_are_refused_where_images_are_compared(tmp_path: Path):
+    with pytest.raises(UserError, match=r"objective clip compares images .* lower train.accumulate"):
+        train(tiny("data.batch_size=4", "train.accumulate=4"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

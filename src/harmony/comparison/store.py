@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from harmony import ranks
 from harmony.comparison.plan import Plan
 from harmony.errors import UserError
 from harmony.evaluation.results import Metrics, write_json
+from harmony.training.checkpoints import version_of
 from harmony.training.distributed import everyones, together
 from harmony.training.run_directory import RunDirectory, locked
 
@@ -42,7 +42,7 @@ class Measured:
 
 def installed() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
-    return {package: _version(package) for package in ("harmony", "torch", "timm")}
+    return {package: version_of(package) for package in ("harmony", "torch", "timm")}
 
 
 class Folder:
@@ -161,13 +161,6 @@ def _read(path: Path) -> Measured:
         return Measured(curve, values["failed"], values.get("software", {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; remove it, and its run is measured again") from None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from its sources without having been installed
-        return "unknown"
 
 
 def _short(value: Any) -> str:

@@ -142,6 +142,8 @@ class Objective(nn.Module):
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     needs_labels: ClassVar[bool] = False
     """Whether it is supervised: only then does `Batch.labels` hold the examples' classes."""
+    compares_images: ClassVar[bool] = False
+    """Whether it needs another image beside each: a part of a step that has one on all ranks would teach it nothing."""
     config: Any
     signs: dict[str, Tensor]
     """Detached scalars for the log, filled by `forward` on logged steps."""

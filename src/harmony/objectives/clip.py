@@ -8,7 +8,7 @@ Shapes: B pairs on this rank, G pairs on all ranks, E shared width.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,7 @@ class Clip(Objective):
             100.0
         )
 
+    compares_images: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

@@ -5,7 +5,7 @@ Shapes: B pairs on this rank, G pairs on all ranks, N patches, T tokens of a cap
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class Filip(Objective):
         initial_scale: Annotated[float, Field(gt=0, description="factor of the similarities at the start")] = 1 / 0.07
         max_scale: Annotated[float, Field(gt=0, description="its upper bound")] = 100.0
 
+    compares_images: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

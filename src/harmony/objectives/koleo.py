@@ -4,7 +4,7 @@ Shapes: V crops, B images on this rank, D width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class Koleo(Objective):
             str | None, Field(description="a mask (drawn by another objective) on them, as dino's, to share its pass")
         ] = None
 
+    compares_images: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

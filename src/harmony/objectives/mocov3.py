@@ -4,7 +4,7 @@ Shapes: B images on this rank, G images on all ranks, L keys in the queue, E wid
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Mocov3(Objective):
             bool, Field(description="whether the embedding of patches is never trained, by any objective (section 4.2)")
         ] = True
 
+    compares_images: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

@@ -4,7 +4,7 @@ Shapes: B pairs on this rank, G pairs on all ranks.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ class Siglip(Clip):
                 )
             return self
 
+    compares_images: ClassVar[bool] = False  # a pair is judged by itself
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

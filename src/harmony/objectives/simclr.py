@@ -4,7 +4,7 @@ Shapes: V crops, B images on this rank, A = B * V crops on this rank, G crops on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ class Simclr(Objective):
         head: Annotated[ProjectorConfig, Field(description="sizes of the projector")] = ProjectorConfig()
         temperature: Annotated[Positive, Field(description="temperature of the similarities")] = Schedule.constant(0.1)
 
+    compares_images: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

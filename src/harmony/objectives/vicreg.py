@@ -4,7 +4,7 @@ Shapes: B images on this rank, G images on all ranks, E width of the embedding.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -43,6 +43,7 @@ class Vicreg(Objective):
             1.0
         )
 
+    compares_images: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

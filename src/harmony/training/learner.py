@@ -124,6 +124,15 @@ class Learner(nn.Module):
         """Whether a batch must have labels, because an objective that runs is supervised."""
         return any(self._objective(name).needs_labels for name in self._active)
 
+    def check_part(self, images: int) -> None:
+        """Raise UserError when an objective that runs cannot learn from parts of so many images over all ranks."""
+        for name in self._active:
+            if images < 2 and self._objective(name).compares_images:
+                raise UserError(
+                    f"objective {name} compares images with each other, and a part of a step has only one; raise "
+                    "data.batch_size or lower train.accumulate"
+                )
+
     def losses_by_group(self, batch: Batch, clock: Clock, logged: bool = False) -> Iterator[GroupLosses]:
         """Losses group by group; call backward on each before asking for the next, so that its activations are freed.
 

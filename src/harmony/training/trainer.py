@@ -124,6 +124,7 @@ class Trainer:
         self.clock = Clock(step=0, steps=recipes.total_steps(recipe, epoch), epoch_steps=epoch)
         torch.manual_seed(recipe.train.seed)
         self.learner = build_learner(recipe).to(place.device)
+        self.learner.check_part(recipe.data.batch_size // recipe.train.accumulate)
         ranks.broadcast(list(self.learner.state_dict().values()))
         self.stepper = Stepper(self.learner, recipe, place.device)
         self.loader = self._loader(source)
