@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, opened, parsed
 from comparisons import IMAGES, ROWS, SHARED, comparison, row
+from PIL import Image
 from processes import Processes
 
 from harmony import evaluation
@@ -246,6 +247,21 @@ def test_settings_that_change_no_result_may_change(finished, tmp_path, monkeypat
     changed = [*ROWS, *SHARED, "data.max_bad_share=0.5", "train.log_every=3 steps", "evaluation.workers=1"]
     compare(changed, tmp_path / "cmp", [0, 1])
     assert comparison(tmp_path / "cmp")["rows"][0] == comparison(finished)["rows"][0]
+
+
+def test_a_run_that_stopped_for_bad_examples_goes_on_once_more_of_them_are_allowed(tmp_path):
+    for number in range(16):
+        Image.new("RGB", (40, 40), (16 * number, 0, 0)).save(tmp_path / f"{number:02}.png")
+        (tmp_path / f"{number:02}.txt").write_text(f"red {number}")
+    (tmp_path / "03.png").write_bytes(b"damaged")
+    pairs = [f"data.train=folder:{tmp_path}", f"data.val=folder:{tmp_path}", "data.workers=0"]
+    shared = [word for word in SHARED if "local" not in word and "dino" not in word]
+    asked = [ROWS[0], f"{ROWS[0]} name=again", *shared, *pairs]
+    with pytest.raises(UserError, match=r"data.max_bad_share=0.01 allows"):
+        compare([*asked, "data.max_bad_share=0.01"], tmp_path / "cmp", [0], ["retrieval"])
+    assert (tmp_path / "cmp" / "runs" / "clip-small" / "seed-0" / "recipe.yaml").is_file(), "it had begun"
+    compare([*asked, "data.max_bad_share=0.5"], tmp_path / "cmp", [0], ["retrieval"])
+    assert len(comparison(tmp_path / "cmp")["rows"]) == 3
 
 
 def test_more_seeds_are_added_to_what_there_is(tmp_path, monkeypatch):

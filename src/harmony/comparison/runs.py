@@ -83,6 +83,9 @@ class Runs:
             if not began:
                 trainer.train(entry.row.seeded(seed), run)
             elif step < self.plan.steps:
+                with together():
+                    if ranks.is_main():  # what changes no result may be other than when the run began
+                        entry.row.seeded(seed).save(RunDirectory(run).recipe_file)
                 trainer.resume(run)
         except (UserError, TrainingError, StoppedElsewhere) as raised:
             error = raised
