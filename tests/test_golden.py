@@ -13,7 +13,7 @@ from golden_steps import GoldenStep, read_golden
 from torch import Tensor
 
 from harmony.interchange.published import objectives_from_published, towers_from_published
-from harmony.models.decoders import sine_cosine_positions
+from harmony.models.positions import sine_cosine_positions
 
 ROOT = Path(__file__).parents[1]
 OWN = Path(__file__).parent / "golden"

@@ -62,12 +62,12 @@ def test_the_share_of_masked_images_and_the_spread_of_ratios() -> None:
     assert (bins - 0.1).abs().max() < 5 * math.sqrt(0.1 * 0.9 / int(chosen.sum()))
 
 
-def beit_blocks(target: int, rows: int, columns: int, aspect: tuple[float, float]) -> torch.Tensor:
+def beit_blocks(target: int, rows: int, columns: int, aspect: tuple[float, float], smallest: int) -> torch.Tensor:
     """BEiT's algorithm 1 for one image, written plainly: blocks until the target is met or ten in a row do not fit."""
     hidden = torch.zeros(rows, columns, dtype=torch.bool)
     failures = 0
     while (left := target - int(hidden.sum())) > 0 and failures < 10:
-        area = random.uniform(min(4, left), left)
+        area = random.uniform(min(smallest, left), left)
         ratio = math.exp(random.uniform(math.log(aspect[0]), math.log(aspect[1])))
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         failures += 1
@@ -80,14 +80,17 @@ def beit_blocks(target: int, rows: int, columns: int, aspect: tuple[float, float
     return hidden
 
 
-@pytest.mark.parametrize(("grid", "ratio"), [((14, 14), 0.4), ((14, 14), 0.15), ((6, 6), 0.3), ((8, 20), 0.3)])
-def test_blocks_look_like_those_of_the_plain_algorithm(grid: tuple[int, int], ratio: float) -> None:
+@pytest.mark.parametrize(
+    ("grid", "ratio", "smallest"),
+    [((14, 14), 0.4, 4), ((14, 14), 0.15, 4), ((6, 6), 0.3, 4), ((8, 20), 0.3, 4), ((14, 14), 0.383, 16)],
+)
+def test_blocks_look_like_those_of_the_plain_algorithm(grid: tuple[int, int], ratio: float, smallest: int) -> None:
     random.seed(0)
     rows, columns = grid
     target = round(ratio * rows * columns)
-    sampler = BlockMasks(ratio=(ratio, ratio), share=1.0)
+    sampler = BlockMasks(ratio=(ratio, ratio), share=1.0, smallest=smallest)
     ours = sampler.draw("block", streams(400), 1, grid, CLOCK).masked[0].view(-1, rows, columns)
-    plain = torch.stack([beit_blocks(target, rows, columns, sampler.aspect) for _ in range(400)])
+    plain = torch.stack([beit_blocks(target, rows, columns, sampler.aspect, smallest) for _ in range(400)])
     scattered = torch.rand(400, rows * columns).argsort().argsort().lt(target).view(-1, rows, columns)
 
     def touching(masks: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The image tower against timm's own forward pass, and its masked, kept-token and packed passes against plain ones."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -161,3 +163,37 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_refused():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(UserError, match="cannot be built"):
         tower(heads=5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_fixed_positions_are_sines_and_cosines_and_are_not_trained(name: str):
+    """Of the column, then of the row; none for class token and registers, whether the model has places for them or not.
+
+    The other weights are those of a tower with learned positions.
+    """
+    ours, learned = tower(name, position_embedding="sine_cosine"), tower(name)
+    others = dict(learned.named_parameters())
+    for key, parameter in ours.named_parameters():
+        assert parameter.requires_grad is (key != "trunk.pos_embed")
+        assert key == "trunk.pos_embed" or torch.equal(parameter, others[key]), key
+    *rest, patches = ours.trunk.pos_embed[0].split([ours.trunk.pos_embed.shape[1] - 16, 16])
+    assert all(not each.any() for each in rest)
+    for place in range(16):
+        row, column = divmod(place, 4)
+        expected = [f(at / 10000 ** (i / 8)) for at in (column, row) for f in (math.sin, math.cos) for i in range(8)]
+        assert torch.allclose(patches[place], torch.tensor(expected), atol=1e-6)
+    ours.encode(torch.randn(1, 3, 48, 48)).tokens.square().mean().backward()
+    assert ours.trunk.pos_embed.grad is None and ours.trunk.cls_token.grad is not None
+
+
+def test_fixed_positions_need_a_width_of_four():
+    with pytest.raises(UserError, match="multiple of 4, and the image tower has 30"):
+        tower(width=30, position_embedding="sine_cosine")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_patch_embedding_is_not_trained(frozen: bool):
+    ours = tower(freeze_patches=frozen)
+    ours.encode(torch.randn(1, 3, 32, 32)).tokens.square().mean().backward()
+    for key, parameter in ours.trunk.named_parameters():
+        assert (parameter.grad is None) is (frozen and key.startswith("patch_embed.")), key

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from parts import CLOCK, assert_same, batch_of, learner_of, losses_of
+from parts import CLOCK, assert_same, batch_of, gradients, learner_of, losses_of
 from torch import Tensor
 
 from harmony.chance import Chance
 from harmony.data.cutting import Cutter
 from harmony.data.views import ViewConfig
 from harmony.errors import UserError
+from harmony.objectives import densecl
 from harmony.objectives.densecl import same_places
+from harmony.objectives.queues import Queue
 
 SETTINGS = {
     "head": {"hidden": 16, "output": 8, "norm": "none"},
@@ -82,6 +84,30 @@ def test_densecl(matching: str):
         assert matching == "features" or len(terms) == [8, 16, 0, 1, 16][i]
     assert_same(losses_of(learner, batch)["densecl"], total, learner)
     assert float(learner.signs()["densecl/matched"]) == (1 if matching == "features" else 41 / 80)
+
+
+def test_similarities_piece_by_piece_are_those_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Pieces of 3 of the 80 patches (and of the 5 images): same losses, signs and gradients, and no larger matrix."""
+    largest: list[int] = []
+    similarities = Queue.similarities
+
+    def seen(queue: Queue, queries: Tensor, keys: Tensor) -> Tensor:
+        largest.append(len(queries))
+        return similarities(queue, queries, keys)
+
+    monkeypatch.setattr(Queue, "similarities", seen)
+    found = []
+    for at_once in (densecl.AT_ONCE, 21):
+        monkeypatch.setattr(densecl, "AT_ONCE", at_once)
+        largest.clear()
+        learner = learner_of({"densecl": SETTINGS})
+        loss = losses_of(learner, batch_of(learner))["densecl"]
+        found.append((loss.detach(), learner.signs(), gradients(loss, learner), max(largest)))
+    (whole, signs, expected, all_rows), (pieces, same_signs, ours, rows) = found
+    assert (all_rows, rows) == (80, 3)
+    assert torch.allclose(pieces, whole, rtol=1e-12) and same_signs == signs
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
 
 
 def test_geometry_finds_the_place_that_real_crops_show():

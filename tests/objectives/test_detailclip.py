@@ -8,7 +8,7 @@ from parts import CLOCK, HEAD, assert_same, batch_of, learner_of, losses_of
 from harmony.errors import UserError
 from harmony.models.vision import Segment
 
-DETAIL = {"decoder": {"depth": 2, "heads": 2}, "head": HEAD, "removed": 0.6}
+DETAIL = {"decoder": {"depth": 2, "heads": 2}, "head": HEAD, "removed": 0.6, "side": 1}
 ALL = {
     "clip": {"keep": "attended", "crops": 2},
     "dino": {"local_view": None, "keep": "attended", "head": HEAD},
@@ -19,30 +19,41 @@ FACTORS = torch.tensor([1.0, 3.0], dtype=torch.float64)
 """Losses on one graph are compared by a sum in which they differ."""
 
 
-def attended(learner, image: torch.Tensor) -> list[int]:
-    """The 6 of 16 patches that the teacher's class token attends to most, from its last block's queries and keys."""
+def attended(learner, image: torch.Tensor, side: int = 1) -> list[int]:
+    """The patches that the teacher's class token attends to most, from the queries and keys of its blocks.
+
+    6 of the 16 patches, or one of the four squares of them.
+    """
     trunk, seen = learner.teacher.image.trunk, []
-    hook = trunk.blocks[-1].attn.qkv.register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
+    hooks = [b.attn.qkv.register_forward_hook(lambda _m, _i, out: seen.append(out[0])) for b in trunk.blocks]
     trunk.forward_features(image[None])
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     weights = torch.zeros(17, dtype=torch.float64)
-    for head in range(2):
-        query, key = (seen[0][:, part * 16 + head * 8 : part * 16 + head * 8 + 8] for part in (0, 1))
-        weights += (key @ query[0] / 8**0.5).softmax(0) / 2
-    return sorted(weights[1:].topk(int(16 * 0.4)).indices.tolist())
+    for qkv in seen:
+        for head in range(2):
+            query, key = (qkv[:, part * 16 + head * 8 : part * 16 + head * 8 + 8] for part in (0, 1))
+            weights += (key @ query[0] / 8**0.5).softmax(0)
+    if side == 1:
+        return sorted(weights[1:].topk(int(16 * 0.4)).indices.tolist())
+    squares = [[8 * r + 2 * c + n for n in (0, 1, 4, 5)] for r in range(2) for c in range(2)]
+    return max(squares, key=lambda square: float(weights[1:][square].sum()))
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_detailclip(normalise: bool):
-    learner = learner_of({"detailclip": DETAIL | {"normalise_targets": normalise, "teacher_temperature": 0.05}})
+@pytest.mark.parametrize(("normalise", "side", "shared"), [(True, 1, False), (False, 1, True), (True, 2, False)])
+def test_detailclip(normalise: bool, side: int, shared: bool):
+    settings = DETAIL | {"normalise_targets": normalise, "teacher_temperature": 0.05, "side": side}
+    dino = {"dino": {"head": HEAD, "weight": 0}} if shared else {}
+    learner = learner_of({**dino, "detailclip": settings | ({"head": "dino"} if shared else {})})
     batch, detail = batch_of(learner, examples=3), learner.objectives["detailclip"]
+    owner = learner.objectives["dino"] if shared else detail
     with torch.no_grad():
         detail.centre.mean.normal_()
     found = losses_of(learner, batch)
     assert set(found) == {"detailclip/patches", "detailclip/pixels"}
     patches, pixels = [], []
     for image in batch.images["global"].flatten(0, 1):
-        kept, decoder = attended(learner, image), detail.decoder
+        kept, decoder = attended(learner, image, side), detail.decoder
         seen = learner.student.image.encode_packed([Segment(image[None], keep=torch.tensor([kept]))])[0].tokens[0]
         embedded = decoder.embed(seen)
         sequence = [embedded[0] + decoder.positions[0, 0]]
@@ -54,19 +65,19 @@ def test_detailclip(normalise: bool):
             x = block(x)
         features = decoder.norm(x)[0, 1:]
         with torch.no_grad():
-            scores = detail.teacher_head(learner.teacher.image.encode(image[None]).patches[0])
+            scores = owner.teacher_head(learner.teacher.image.encode(image[None]).patches[0])
             targets = ((scores - detail.centre.mean) / 0.05).softmax(-1)
         for n in range(16):
             if n in kept:
                 continue
-            patches.append(-(targets[n] * (detail.head(features[n][None])[0] / 0.1).log_softmax(-1)).sum())
+            patches.append(-(targets[n] * (owner.head(features[n][None])[0] / 0.1).log_softmax(-1)).sum())
             row, column = divmod(n, 4)
             patch = image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
             target = patch.permute(1, 2, 0).flatten()
             if normalise:
                 target = (target - target.mean()) / (target.var(unbiased=True) + 1e-6).sqrt()
             pixels.append(F.mse_loss(decoder.pixels(features[n]), target))
-    assert len(patches) == 2 * 3 * (16 - 6)
+    assert len(patches) == 2 * 3 * (16 - (6 if side == 1 else 4))
     expected = torch.stack([torch.stack(patches).mean(), torch.stack(pixels).mean()])
     ours = torch.stack([found["detailclip/patches"], found["detailclip/pixels"]])
     assert torch.allclose(ours, expected, rtol=1e-12)
@@ -131,7 +142,13 @@ def test_signs_of_collapse_fire():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"removed": 0.99}, "keeps 0 of the 16"), ({"decoder": {"heads": 3}}, "not a multiple of its 3 heads")],
+    [
+        ({"removed": 0.99}, "keeps 0 of the 16"),
+        ({"removed": 0.99, "side": 2}, "keeps 0 of the 4 squares"),
+        ({"side": 3}, "does not divide the 4 patches a side"),
+        ({"decoder": {"heads": 3}}, "not a multiple of its 3 heads"),
+        ({"head": "mae"}, "objective detailclip borrows the head of 'mae', which is not a dino objective"),
+    ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict, words: str):
     with pytest.raises(UserError, match=words):

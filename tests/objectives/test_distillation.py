@@ -1,5 +1,8 @@
 """DINO, iBOT and text distillation against plain transcriptions of their papers, one crop and one token at a time."""
 
+import decimal
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,7 @@ from parts import CLOCK, HEAD, assert_same, batch_of, learner_of, losses_of
 from torch import Tensor
 
 from harmony.data.batch import Mask
+from harmony.models.heads import HeadConfig, PrototypeHead
 from harmony.models.vision import Segment
 from harmony.objectives.targets import Centre, sinkhorn_knopp
 
@@ -131,8 +135,6 @@ def test_micro_batches_make_one_update_of_the_centre():
 
 
 def test_prototypes_are_frozen_in_the_first_epoch_only():
-    from dataclasses import replace
-
     learner = learner_of({"dino": {"head": HEAD}})
     head = learner.objectives["dino"].head
     for step, frozen in ((0, True), (9, True), (10, False)):
@@ -157,9 +159,53 @@ def test_sinkhorn_knopp_balances_prototypes_and_matches_the_plain_algorithm():
     assert torch.allclose(many.mean(0), torch.full((5,), 0.2, dtype=torch.float64), atol=1e-6)
 
 
-def test_sinkhorn_knopp_survives_large_scores_and_no_tokens():
-    assert sinkhorn_knopp(torch.randn(6, 4) * 1000, 0.04).isfinite().all()
+def test_sinkhorn_knopp_of_scores_whose_shares_are_smaller_than_any_float():
+    """Against the plain algorithm in decimals of 60 digits, which hold exp(-100000)."""
+    scores = torch.randn(6, 4) * 100
+    ours = sinkhorn_knopp(scores, 0.04)
+    with decimal.localcontext(prec=60):
+        q = [[(decimal.Decimal(float(x)) / decimal.Decimal("0.04")).exp() for x in row] for row in scores]
+        for _ in range(3):
+            columns = [sum(row[k] for row in q) for k in range(4)]
+            q = [[row[k] / columns[k] for k in range(4)] for row in q]
+            q = [[x / sum(row) for x in row] for row in q]
+    assert torch.allclose(ours, torch.tensor([[float(x) for x in row] for row in q]), atol=1e-3)
+    assert torch.allclose(ours.sum(1), torch.ones(6))
+
+
+def test_sinkhorn_knopp_of_no_tokens_and_of_tokens_that_take_no_part():
     assert sinkhorn_knopp(torch.empty(0, 4), 0.04).shape == (0, 4)
+    scores, none = torch.randn(5, 4, dtype=torch.float64), torch.full((2, 4), float("-inf"), dtype=torch.float64)
+    with_some = sinkhorn_knopp(torch.cat([scores, none]), 0.5)
+    assert torch.allclose(with_some[:5], sinkhorn_knopp(scores, 0.5)) and not with_some[5:].any()
+    assert not sinkhorn_knopp(none, 0.5).any()
+
+
+def test_lengths_of_prototypes_are_learned_where_asked():
+    """As torch's own weight normalisation; at first they are 1, and they are frozen and followed as directions are."""
+    head = PrototypeHead(6, HeadConfig(**HEAD, learn_lengths=True)).double()
+    theirs = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 24, bias=False, dtype=torch.float64))
+    lengths, directions = theirs.parametrizations.weight.original0, theirs.parametrizations.weight.original1
+    with torch.no_grad():
+        head.prototypes.length.uniform_(0.5, 2)
+        lengths.copy_(head.prototypes.length), directions.copy_(head.prototypes.direction)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    assert torch.allclose(head.prototypes(x), theirs(x))
+    head.prototypes(x).square().sum().backward(), theirs(x).square().sum().backward()
+    assert torch.allclose(head.prototypes.length.grad, lengths.grad)
+    assert torch.allclose(head.prototypes.direction.grad, directions.grad)
+
+    learner = learner_of({"dino": {"head": HEAD | {"learn_lengths": True}}})
+    dino = learner.objectives["dino"]
+    assert torch.equal(dino.head.prototypes.length, torch.ones(24, 1, dtype=torch.float64))
+    for step, frozen in [(9, True), (10, False)]:
+        losses_of(learner, batch_of(learner))["dino"].backward()
+        learner.before_update(replace(CLOCK, step=step))
+        assert (dino.head.prototypes.length.grad is None) is frozen
+    with torch.no_grad():
+        dino.head.prototypes.length.fill_(3.0), dino.teacher_head.prototypes.length.fill_(1.0)
+    learner.after_update(CLOCK, 0.75, torch.tensor(True))
+    assert torch.allclose(dino.teacher_head.prototypes.length, torch.full((24, 1), 1.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot"])

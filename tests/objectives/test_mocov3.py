@@ -1,4 +1,4 @@
-"""MoCo v3 against a plain transcription, its queue, and the patch embedding that is not trained."""
+"""MoCo v3 against a plain transcription, and its queue."""
 
 import pytest
 import torch
@@ -45,15 +45,11 @@ def test_mocov3(queue: int):
     assert 0 <= float(learner.signs()["mocov3/batch_accuracy"]) <= 1
 
 
-def test_no_gradient_reaches_the_teacher_or_the_patch_embedding():
+def test_no_gradient_reaches_the_teacher():
     learner = learner_of({"mocov3": SETTINGS})
     losses_of(learner, batch_of(learner))["mocov3"].backward()
     slow = [*learner.teacher.parameters(), *learner.objectives["mocov3"].teacher_head.parameters()]
     assert all(p.grad is None for p in slow)
-    assert all(p.grad is None and not p.requires_grad for p in learner.student.image.trunk.patch_embed.parameters())
-    trained = learner_of({"mocov3": SETTINGS | {"freeze_patches": False}})
-    losses_of(trained, batch_of(trained))["mocov3"].backward()
-    assert all(p.grad is not None for p in trained.student.image.trunk.patch_embed.parameters())
 
 
 def test_the_queue_takes_the_keys_of_both_crops_after_the_update():
@@ -93,9 +89,3 @@ def test_the_slow_projector_normalises_by_its_own_batch():
 def test_one_crop_is_refused():
     with pytest.raises(UserError, match=r"views.plain.count=2"):
         learner_of({"mocov3": SETTINGS | {"view": "plain"}})
-
-
-@pytest.mark.parametrize(("weight", "trained"), [(0, True), (0.5, False)])
-def test_patches_stay_trained_where_it_is_switched_off(weight: float, trained: bool):
-    learner = learner_of({"clip": {}, "mocov3": SETTINGS | {"weight": weight}})
-    assert all(one.requires_grad == trained for one in learner.student.image.trunk.patch_embed.parameters())

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from parts import CLOCK, HEAD, assert_same, batch_of, learner_of, losses_of
 
 from harmony.data.batch import Mask
-from harmony.models.decoders import sine_cosine_positions
+from harmony.models.positions import sine_cosine_positions
 from harmony.models.vision import Segment
 from harmony.objectives.mae import patchify, unpatchify
 

@@ -31,13 +31,17 @@ def crops_of(learner, batch, view: str = "global") -> list[Tensor]:
     return [learner.student.image.encode(crop).cls for crop in batch.images[view]]
 
 
+@pytest.mark.parametrize("normed", ["together", "apart"])
 @pytest.mark.parametrize("view", ["global", "local"])
-def test_nt_xent(view: str):
+def test_nt_xent(view: str, normed: str):
     """Two crops: equation 1. Three: every other crop of the image is a positive in turn."""
-    learner = learner_of({"simclr": {"view": view, "head": HEAD, "temperature": 0.3}})
-    batch = batch_of(learner)
+    learner = learner_of({"simclr": {"view": view, "head": HEAD, "temperature": 0.3, "normed": normed}})
+    batch, head = batch_of(learner), learner.objectives["simclr"].head
     seen = crops_of(learner, batch, view)
-    projected = plain_head(learner.objectives["simclr"].head, torch.cat(seen))
+    if normed == "apart":
+        projected = torch.cat([plain_head(head, crop) for crop in seen])
+    else:
+        projected = plain_head(head, torch.cat(seen))
     z = [row / row.norm() for row in projected]
     images, terms = len(batch), []
     for i in range(len(z)):

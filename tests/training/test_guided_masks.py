@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harmony.data.batch import Mask
 from harmony.errors import UserError
+from harmony.models.encodings import ImageEncoding
 from harmony.models.settings import ImageConfig
 from harmony.models.vision import ImageTower, Segment
 from harmony.objectives.base import GuidedMask, ImageRequest
@@ -20,17 +21,19 @@ from harmony.training.learner import build_learner
 from harmony.training.memory import memory_of
 from harmony.training.plan import encode
 
-DETAIL = {"decoder": {"heads": 2}, "head": HEAD}
+DETAIL = {"decoder": {"heads": 2}, "head": HEAD, "side": 1}
 
 
 def explicit_attention(tower: ImageTower, pixels: torch.Tensor) -> torch.Tensor:
-    """(B, N): the last block made to use timm's own kernel that keeps its weights."""
-    attn, weights = tower.trunk.blocks[-1].attn, []
-    attn.fused_attn = False
-    hook = attn.attn_drop.register_forward_hook(lambda _m, _i, out: weights.append(out))
+    """(B, N): the blocks made to use timm's own kernel that keeps its weights."""
+    weights, hooks = [], []
+    for block in tower.trunk.blocks:
+        block.attn.fused_attn = False
+        hooks.append(block.attn.attn_drop.register_forward_hook(lambda _m, _i, out: weights.append(out)))
     tower.trunk.forward_features(pixels)
-    hook.remove()
-    return weights[0].mean(1)[:, 0, tower.prefix :]
+    for hook in hooks:
+        hook.remove()
+    return sum(each.mean(1)[:, 0, tower.prefix :] for each in weights) / len(weights)
 
 
 @pytest.mark.parametrize("registers", [0, 3])
@@ -65,7 +68,7 @@ def test_the_most_attended_patches_stay():
     batch = batch_of(learner)
     slow = encode(learner.plan.teacher, learner.teacher, batch)
     mask = learner.plan.with_guided(batch, slow).masks["attended"]
-    weights = slow.image(GuidedMask("global", 8).request).attention
+    weights = slow.image(GuidedMask("global", 8, (4, 4)).request).attention
     assert mask.kept.shape == (2, len(batch), 8) and "attended" not in batch.masks
     least_kept = weights.masked_fill(mask.masked, 1).amin(-1)
     assert (least_kept >= weights.masked_fill(~mask.masked, 0).amax(-1)).all()
@@ -74,6 +77,20 @@ def test_the_most_attended_patches_stay():
     fewer.images = {name: crops[:, 1:3] for name, crops in batch.images.items()}
     alone = learner.plan.with_guided(fewer, encode(learner.plan.teacher, learner.teacher, fewer))
     assert torch.equal(alone.masks["attended"].kept, mask.kept[:, 1:3])
+
+
+def test_squares_of_patches_stay_or_go_as_one():
+    """6 x 4 patches in squares of 2 x 2: the two with the largest sums stay, though other patches are larger alone."""
+    weights = torch.zeros(6, 4)
+    weights[0, 0] = 0.9  # alone in its square
+    weights[0:2, 2:4] = 0.3
+    weights[4:6, 0:2] = 0.25
+    encoding = ImageEncoding(torch.zeros(1, 1, 25, 8), 1, 25, lambda x: x, attention=weights.view(1, 1, 24))
+    mask = GuidedMask("global", 8, (6, 4), side=2).draw(encoding)
+    assert mask.kept.tolist() == [[[2, 3, 6, 7, 16, 17, 20, 21]]]
+    assert sorted(mask.index.tolist()) == [n for n in range(24) if n not in mask.kept.flatten().tolist()]
+    alone = GuidedMask("global", 8, (6, 4)).draw(encoding)
+    assert alone.kept.tolist() == [[[0, 2, 3, 6, 7, 16, 17, 20]]], "of equal weights the first stay"
 
 
 def test_requests_that_differ_in_attention_are_one_pass():

@@ -22,9 +22,6 @@ from harmony.errors import UserError, unknown
 from harmony.schedules import Clock, Schedule, Share
 from harmony.validation import validated
 
-SMALLEST_BLOCK = 4
-"""Patches of the smallest block, unless fewer are left to hide (BEiT uses 16, DINOv2 4)."""
-
 PROPOSALS = 64
 """Blocks tried an image before single patches fill what is missing."""
 
@@ -75,7 +72,7 @@ class BlockMasks(PatchSampler):
     """Block-wise masks of iBOT (arXiv 2111.07832, after BEiT, arXiv 2106.08254, algorithm 1).
 
     Of the images, `share` are masked; each of those hides exactly round(ratio * N) patches, its ratio uniform in
-    `ratio`. Rectangles are proposed one after the other: area uniform between 4 patches and what remains to be hidden,
+    `ratio`. Rectangles are proposed one after the other: area uniform between `smallest` and what remains to be hidden,
     aspect log-uniform, place uniform; one is taken when it fits the grid and adds at least one patch and no more than
     remain. After 64 proposals, single patches at random places make up what is missing. (The published
     code stops short instead, so that its images hide a few patches fewer than drawn.)
@@ -87,6 +84,9 @@ class BlockMasks(PatchSampler):
     )
     share: Annotated[_UnitShare, Field(description="share of the images that are masked at all")] = 0.5
     aspect: Annotated[PositiveRange, Field(description="range of a block's height over its width")] = (0.3, 1 / 0.3)
+    smallest: Annotated[
+        int, Field(ge=1, description="patches of the smallest block, unless fewer are left to hide; BEiT has 16")
+    ] = 4
 
     def draw(self, name: str, chance: Chance, crops: int, grid: tuple[int, int], clock: Clock) -> Mask:
         rows, columns = grid
@@ -135,17 +135,17 @@ class BlockMasks(PatchSampler):
 
     def _sides(self, area: Numbers, ratio: Numbers, missing: Numbers) -> tuple[Numbers, Numbers]:
         """Height and width in patches of one block an image: a uniform number, the aspect, and what is missing."""
-        smallest = np.minimum(missing, np.float32(SMALLEST_BLOCK))
+        smallest = np.minimum(missing, np.float32(self.smallest))
         patches = smallest + area * (missing - smallest)
         return np.rint(np.sqrt(patches * ratio)), np.rint(np.sqrt(patches / ratio))
 
 
-def check_share_removed(setting: str, share: float, patches: int, view: str) -> None:
-    """UserError, naming the setting, when removing a share of the patches leaves none of them, or all."""
-    kept = kept_patches(patches, share)
-    if not 0 < kept < patches:
+def check_share_removed(setting: str, share: float, count: int, view: str, parts: str = "patches") -> None:
+    """UserError, naming the setting, when removing a share of a view's parts leaves none of them, or all."""
+    kept = kept_patches(count, share)
+    if not 0 < kept < count:
         raise UserError(
-            f"{setting} {share:g} keeps {kept} of the {patches} patches of view {view!r}; it must keep some and remove "
+            f"{setting} {share:g} keeps {kept} of the {count} {parts} of view {view!r}; it must keep some and remove "
             "some"
         )
 

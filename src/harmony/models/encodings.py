@@ -18,8 +18,8 @@ class ImageEncoding:
         length: tokens an image that were encoded.
         project: the tower's projection of a token into the shared space.
         layers: outputs of the blocks that were asked for, by index, before the final norm, shaped as `tokens`.
-        attention: (..., N), how the class token divides its attention over the patches in the last block, mean over the
-            heads and without gradients; what is missing to one lies on class and register tokens. Only where asked for.
+        attention: (..., N), how the class token divides its attention over the patches, mean over blocks and heads and
+            without gradients; what is missing to one lies on class and register tokens. Only where asked for.
     """
 
     tokens: Tensor

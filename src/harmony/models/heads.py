@@ -21,23 +21,30 @@ class HeadConfig(BaseModel):
     hidden: Annotated[int, Field(ge=1, description="width of the hidden layers")] = 2048
     bottleneck: Annotated[int, Field(ge=1, description="width in which tokens meet the prototypes")] = 256
     layers: Annotated[int, Field(ge=1, le=6, description="linear layers before the prototypes")] = 3
+    learn_lengths: Annotated[
+        bool, Field(description="whether prototypes have lengths that are trained; if not, all have length 1")
+    ] = False
 
 
 class Prototypes(nn.Module):
-    """A linear layer without bias whose rows have a fixed length (weight normalisation, arXiv 1602.07868, g fixed).
+    """A linear layer without bias whose rows are a direction times a length (weight normalisation, arXiv 1602.07868).
 
     Attributes:
         direction: (K, H) trained, of which only the direction counts.
-        length: (K, 1) buffer, ones unless loaded otherwise.
+        length: (K, 1), ones unless loaded otherwise; a parameter where it is learned, else a buffer.
     """
 
     length: Tensor
 
-    def __init__(self, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, bottleneck: int, prototypes: int, learn_lengths: bool = False) -> None:
         super().__init__()
         self.direction = nn.Parameter(torch.empty(prototypes, bottleneck))
         nn.init.trunc_normal_(self.direction, std=0.02)
-        self.register_buffer("length", torch.ones(prototypes, 1))
+        ones = torch.ones(prototypes, 1)
+        if learn_lengths:
+            self.length = nn.Parameter(ones)
+        else:
+            self.register_buffer("length", ones)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, H) -> (M, K), in full precision: a temperature multiplies what rounding leaves."""
@@ -58,7 +65,7 @@ class PrototypeHead(nn.Module):
             nn.init.zeros_(linear.bias)
             layers += [nn.GELU(), linear] if i else [linear]
         self.mlp = nn.Sequential(*layers)
-        self.prototypes = Prototypes(config.bottleneck, config.prototypes)
+        self.prototypes = Prototypes(config.bottleneck, config.prototypes, config.learn_lengths)
 
     def bottleneck(self, tokens: Tensor) -> Tensor:
         """(M, D) -> (M, H), of unit length."""

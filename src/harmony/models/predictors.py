@@ -6,7 +6,8 @@ Shapes: B images, C context patches, T target blocks of L patches, D encoder wid
 import torch
 from torch import Tensor, nn
 
-from harmony.models.decoders import image_blocks, run_blocks, sine_cosine_positions
+from harmony.models.decoders import image_blocks, run_blocks
+from harmony.models.positions import sine_cosine_positions
 from harmony.models.recomputing import Recomputing
 
 

@@ -31,6 +31,16 @@ class ImageConfig(_Settings):
             "or as the published code does it (no antialiasing, scale (n + 0.1) / N)"
         ),
     ] = "antialiased"
+    position_embedding: Annotated[
+        Literal["learned", "sine_cosine"],
+        Field(
+            description="learned positions, or fixed two-dimensional sines and cosines (of a model that is loaded, its "
+            "own, fixed)"
+        ),
+    ] = "learned"
+    freeze_patches: Annotated[
+        bool, Field(description="whether the patch embedding stays as it was drawn or loaded")
+    ] = False
     mean: Annotated[Colour, Field(description="RGB mean that inputs are normalised with")] = (0.485, 0.456, 0.406)
     std: Annotated[Colour, Field(description="RGB standard deviation likewise")] = (0.229, 0.224, 0.225)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from harmony.chance import Chance
 from harmony.errors import UserError, unknown
 from harmony.models.encodings import ImageEncoding
+from harmony.models.positions import sine_cosine_positions
 from harmony.models.recomputing import Recomputing, keeping_inputs, through
 from harmony.models.settings import ImageConfig
 
@@ -35,7 +36,7 @@ class Segment:
         replace: (B, N) bool, patches whose embedding becomes the mask token.
         keep: (B, K) int64, the only patches that enter the sequence.
         layers: blocks whose outputs are wanted too.
-        attention: whether the class token's attention in the last block is wanted too.
+        attention: whether the class token's attention is wanted too.
         pooled: whether nothing but the class token is read of the output.
         chance: (B) streams for stochastic depth; none is applied without.
     """
@@ -150,10 +151,13 @@ def class_attention(block: Block, tokens: Tensor, prefix: int) -> Tensor:
     Returns:
         (B, n - prefix), the weights on the patches.
     """
-    attn = cast(Attention, block.attn)
-    qkv = attn.qkv(block.norm1(tokens)).unflatten(2, (3, attn.num_heads, attn.head_dim))
-    q, k, _ = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, D / heads) each
-    scores = attn.q_norm(q[:, :, :1]) @ attn.k_norm(k).transpose(-2, -1)
+    attn, normed = cast(Attention, block.attn), block.norm1(tokens)
+    (q_weight, k_weight, _), biases = attn.qkv.weight.chunk(3), attn.qkv.bias
+    q_bias, k_bias, _ = (None, None, None) if biases is None else biases.chunk(3)
+    shape = (attn.num_heads, attn.head_dim)
+    q = F.linear(normed[:, :1], q_weight, q_bias).unflatten(2, shape).transpose(1, 2)  # (B, heads, 1, D / heads)
+    k = F.linear(normed, k_weight, k_bias).unflatten(2, shape).transpose(1, 2)  # (B, heads, n, D / heads)
+    scores = attn.q_norm(q) @ attn.k_norm(k).transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * attn.head_dim**-0.5
     return scores.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
 
@@ -184,6 +188,10 @@ class ImageTower(Recomputing):
         """
         super().__init__()
         self.trunk = create_trunk(config, config.size or size)
+        if config.position_embedding == "sine_cosine":
+            _fix_positions(self.trunk)
+        if config.freeze_patches:
+            self.trunk.patch_embed.requires_grad_(False)
         self.width: int = self.trunk.embed_dim
         self.heads: int = cast(Attention, cast(PackedBlock, self.trunk.blocks[0]).attn).num_heads
         self.patch: int = self.trunk.patch_embed.patch_size[0]
@@ -218,13 +226,13 @@ class ImageTower(Recomputing):
         keep = self._stochastic_depth(segments, packing)
         wanted = {layer % self.depth for segment in segments for layer in segment.layers}
         taken: dict[int, list[Tensor]] = {}
-        entered: list[Tensor] = []
+        attended: dict[int, list[Tensor]] = {i: [] for i, segment in enumerate(segments) if segment.attention}
         lengths = [length for _, length in packing.shapes]
         counts = [1 if s.pooled and not s.layers else n for s, n in zip(segments, lengths, strict=True)]
         for index, block in enumerate(cast(Iterable[PackedBlock], self.trunk.blocks)):
             rates = None if keep is None or self.drop_path[index] == 0 else keep[index]
-            if index == self.depth - 1 and any(segment.attention for segment in segments):
-                entered = packing.split(x)
+            for i, weights in attended.items():
+                weights.append(class_attention(block, packing.split(x)[i], self.prefix))
             if index == self.depth - 1 and counts != lengths:
                 x = through(block.packed_first, self.checkpointing, x, packing, counts, rates)
                 packing = packing.shortened(counts)
@@ -232,7 +240,6 @@ class ImageTower(Recomputing):
                 x = through(block.packed, self.checkpointing, x, packing, rates)
             if index in wanted:
                 taken[index] = packing.split(x)
-        last = cast(Block, self.trunk.blocks[-1])
         finals = packing.split(self.trunk.norm(x))
         return [
             ImageEncoding(
@@ -241,7 +248,7 @@ class ImageTower(Recomputing):
                 lengths[i],
                 self.proj,
                 {layer: taken[layer % self.depth][i] for layer in segment.layers},
-                class_attention(last, entered[i], self.prefix) if segment.attention else None,
+                torch.stack(attended[i]).mean(0) if segment.attention else None,
             )
             for i, segment in enumerate(segments)
         ]
@@ -291,6 +298,21 @@ class ImageTower(Recomputing):
             factor = (drawn < survival).to(drawn.dtype) / survival
             factors.append(factor.permute(1, 2, 0).repeat_interleave(length, dim=2))
         return torch.cat(factors, dim=2)[..., None]
+
+
+def _fix_positions(trunk: VisionTransformer) -> None:
+    """Sines and cosines for the trunk's positions, which are then no longer trained; zero for what is no patch.
+
+    MAE (arXiv 2111.06377, section 3), MoCo v3 (arXiv 2104.02057, section 4.1), I-JEPA (arXiv 2301.08243).
+    """
+    if trunk.embed_dim % 4:
+        raise UserError(
+            f"positions of sines and cosines need a width that is a multiple of 4, and the image tower has "
+            f"{trunk.embed_dim}; change model.image.width or set model.image.position_embedding to learned"
+        )
+    table = cast(nn.Parameter, trunk.pos_embed).requires_grad_(False)
+    rows, columns = trunk.patch_embed.grid_size
+    table.zero_()[:, -rows * columns :] = sine_cosine_positions(trunk.embed_dim, (rows, columns)).to(table)
 
 
 def resize_matrix(own: tuple[int, int], grid: tuple[int, int], how: Literal["antialiased", "published"]) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class ImageRequest:
         replace: name of a mask whose patches are replaced by the mask token.
         keep: name of a mask whose hidden patches are left out of the sequence altogether.
         layers: indices of blocks whose outputs are wanted as well.
-        attention: whether the class token's attention over the patches in the last block is wanted as well.
+        attention: whether the class token's attention over the patches is wanted as well.
         pooled: whether of the output nothing but the class token is read, so that the last block makes no other.
     """
 
@@ -78,11 +79,15 @@ class GuidedMask:
 
     Attributes:
         view: the view whose crops are masked.
-        kept: K, patches left of each crop.
+        kept: K, patches left of each crop, a multiple of `side` times `side`.
+        grid: rows and columns of patches, multiples of `side`.
+        side: patches a side of the squares that are kept or hidden as one.
     """
 
     view: str
     kept: int
+    grid: tuple[int, int]
+    side: int = 1
 
     @property
     def request(self) -> ImageRequest:
@@ -90,10 +95,16 @@ class GuidedMask:
         return ImageRequest(self.view, model="teacher", attention=True)
 
     def draw(self, encoding: ImageEncoding) -> Mask:
-        """From the encoding that was requested, (V, B, N) weights; of equal weights the first patches stay."""
+        """From the encoding that was requested, (V, B, N) weights; of equal weights the first squares stay."""
         assert encoding.attention is not None
-        order = encoding.attention.argsort(dim=-1, descending=True, stable=True)
-        return Mask.keeping(order[..., : self.kept].sort(dim=-1).values, encoding.attention.shape[-1])
+        rows, columns = self.grid
+        split = (rows // self.side, self.side, columns // self.side, self.side)
+        patches = torch.arange(rows * columns, device=encoding.attention.device)
+        inside = patches.view(split).transpose(1, 2).reshape(-1, self.side**2)  # (squares, patches of each)
+        attended = encoding.attention.unflatten(-1, split).mean((-3, -1)).flatten(-2)  # (V, B, squares)
+        order = attended.argsort(dim=-1, descending=True, stable=True)
+        kept = inside[order[..., : self.kept // self.side**2]].flatten(-2)  # (V, B, K)
+        return Mask.keeping(kept.sort(dim=-1).values, rows * columns)
 
 
 class Encoded:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harmony.data.batch import Batch
 from harmony.data.views import ViewConfig
@@ -19,6 +20,9 @@ from harmony.objectives.base import Encoded, ImageRequest, Objective, ObjectiveC
 from harmony.objectives.queues import Queue
 from harmony.objectives.targets import full_precision, unit
 from harmony.schedules import At, Positive, Schedule, Share
+
+AT_ONCE = 2**27
+"""Similarities that exist at a time, 512 MiB of them in single precision."""
 
 _HEAD = ProjectorConfig(norm="none")
 
@@ -76,20 +80,18 @@ class Densecl(Objective):
             self.queue.observe(keys)
             # A negative of a patch is a whole crop of another image, as the mean of its patches (section 3.3).
             self.dense_queue.observe(unit(projected.mean(1)))
-        logits = self.queue.similarities(queries, keys)
-        dense_logits = self.dense_queue.similarities(patches.flatten(0, 1), partners.flatten(0, 1))
-        whole = _first(logits / at.temperature).mean()
+        whole, images_found = contrast(self.queue, queries, keys, at.temperature)
+        each, found = contrast(self.dense_queue, patches.flatten(0, 1), partners.flatten(0, 1), at.temperature)
         # Averaged over the patches of each image that have a partner; an image without any adds zero.
         share = has_one / has_one.sum(1, keepdim=True).clamp(min=1)  # (B, N)
-        dense = (_first(dense_logits / at.temperature) * share.flatten()).sum() / len(batch)
+        dense = (each * share.flatten()).sum() / len(batch)
         if at.logged:
-            found = (dense_logits.argmax(1) == 0) & has_one.flatten()
             self.signs = {
-                "batch_accuracy": (logits.argmax(1) == 0).double().mean(),
-                "patch_accuracy": found.sum() / has_one.sum().clamp(min=1),
+                "batch_accuracy": images_found.double().mean(),
+                "patch_accuracy": (found & has_one.flatten()).sum() / has_one.sum().clamp(min=1),
                 "matched": has_one.double().mean(),
             }
-        return {"densecl": (1 - at.dense) * whole + at.dense * dense}
+        return {"densecl": (1 - at.dense) * whole.mean() + at.dense * dense}
 
     def partners(self, batch: Batch, patches: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
         """Which patch of the second crop belongs to each patch of the first.
@@ -139,9 +141,35 @@ def same_places(boxes: Tensor, flips: Tensor, grid: tuple[int, int]) -> tuple[Te
     return torch.where(inside, place, 0).long().flatten(1), inside.flatten(1)
 
 
-def _first(logits: Tensor) -> Tensor:
-    """(M,), the cross-entropy of naming the first of each row (equations 1 and 2)."""
-    return logits.logsumexp(1) - logits[:, 0]
+def contrast(queue: Queue, queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of finding a query's own key among those of the queue (equations 1 and 2).
+
+    Similarities exist for some queries at a time, and are computed again in the backward pass: all at once, those of
+    the paper's patches take 13 GB.
+
+    Args:
+        queue: the other keys.
+        queries: (M, E) unit vectors.
+        keys: (M, E) unit vectors, each query's own.
+        temperature: of the similarities.
+
+    Returns:
+        (M,) of the cross-entropies; and (M,) bool, whether its own is the most similar key.
+    """
+
+    def piece(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = queue.similarities(queries, keys)
+        logits = similarity / temperature
+        return logits.logsumexp(1) - logits[:, 0], similarity.argmax(1) == 0
+
+    rows = max(1, AT_ONCE // len(queue.vectors))
+    pieces = zip(queries.split(rows), keys.split(rows), strict=True)
+    if len(queries) <= rows:
+        return piece(queries, keys)
+    losses, found = zip(
+        *(checkpoint(piece, *each, use_reentrant=False, preserve_rng_state=False) for each in pieces), strict=True
+    )
+    return torch.cat(losses), torch.cat(found)
 
 
 def _each(head: nn.Module, patches: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from harmony.errors import UserError
 from harmony.models.decoders import PixelDecoder
 from harmony.models.heads import HeadConfig
 from harmony.models.towers import Towers
-from harmony.objectives.base import Encoded, GuidedMask, ImageRequest, Request
+from harmony.objectives.base import Encoded, GuidedMask, ImageRequest, Objective, Request
 from harmony.objectives.mae import pixels_of_removed, places_removed
 from harmony.objectives.prototypes import PrototypeConfig, PrototypeObjective
 from harmony.objectives.targets import full_precision, signs_of_collapse
@@ -43,9 +43,8 @@ class DetailClip(PrototypeObjective):
     its pixels, as in MAE. The method's two other losses are objectives of their own on the same pass: clip and dino
     with `keep: attended`.
 
-    The attention is that of the teacher's last block, where the attentive removal it builds on (arXiv 2212.08653) takes
-    the mean over all blocks. Other than the published code: patches are removed one by one and not in groups of four,
-    the head of the patches is not that of the class token, and the patch embedding is trained.
+    Attentive removal is that of arXiv 2212.08653: the attention is the mean over all blocks and heads, and squares of
+    patches go together.
     """
 
     class Config(PrototypeConfig):
@@ -53,8 +52,11 @@ class DetailClip(PrototypeObjective):
 
         view: Annotated[str, Field(description="the view whose patches are removed, all crops of it")] = "global"
         removed: Annotated[float, Field(gt=0, lt=1, description="share of the patches that is removed")] = 0.5
+        side: Annotated[int, Field(ge=1, description="patches a side of the squares that are removed as one")] = 2
         decoder: DetailDecoderConfig = DetailDecoderConfig()
-        head: Annotated[HeadConfig, Field(description="sizes of the prototype head")] = HeadConfig()
+        head: Annotated[
+            HeadConfig | str, Field(description="a head of its own, or the objective that lends its head")
+        ] = HeadConfig()
         teacher_temperature: Annotated[Positive, Field(description="temperature of the targets")] = Schedule.parse(
             {"linear": {"from": 0.04, "to": 0.07, "over": "1 epoch"}}
         )
@@ -68,8 +70,13 @@ class DetailClip(PrototypeObjective):
         super().__init__(config, towers, views)
         tower, grid = towers.image, towers.image.grid(views[config.view].size)
         self.patch = tower.patch
-        self.kept = kept_patches(grid[0] * grid[1], config.removed)
-        check_share_removed("objectives.detailclip.removed", config.removed, grid[0] * grid[1], config.view)
+        if grid[0] % config.side:
+            raise UserError(
+                f"objectives.detailclip.side {config.side} does not divide the {grid[0]} patches a side of view "
+                f"{config.view!r}; set it to 1, or give the view another size"
+            )
+        squares = (grid[0] // config.side) * (grid[1] // config.side)
+        check_share_removed("objectives.detailclip.removed", config.removed, squares, config.view, "squares")
         if tower.width % config.decoder.heads or tower.width % 4:
             raise UserError(
                 f"objectives.detailclip.decoder is as wide as the image tower, and {tower.width} is not a multiple of "
@@ -79,9 +86,14 @@ class DetailClip(PrototypeObjective):
         self.decoder = PixelDecoder(
             tower.width, grid, tower.patch, tower.width, sizes.depth, sizes.heads, "sine_cosine"
         )
-        self.own_head(tower.width, config.head)
-        self.guide = GuidedMask(config.view, self.kept)
+        if isinstance(config.head, HeadConfig):
+            self.own_head(tower.width, config.head)
+        self.guide = GuidedMask(config.view, kept_patches(squares, config.removed) * config.side**2, grid, config.side)
         self.student = ImageRequest(config.view, keep=MASK)
+
+    def borrow(self, others: Mapping[str, Objective]) -> None:
+        if isinstance(self.config.head, str):
+            self.borrow_head(self.config.head, others)
 
     def guided_masks(self) -> Mapping[str, GuidedMask]:
         return {MASK: self.guide}
@@ -90,6 +102,7 @@ class DetailClip(PrototypeObjective):
         return [self.guide.request, self.student]
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
+        head, teacher_head = self.heads()
         mask, seen = batch.masks[MASK], encoded.image(self.student)
         assert mask.kept is not None
         kept, removed = mask.kept.flatten(0, 1), places_removed(mask)
@@ -98,13 +111,13 @@ class DetailClip(PrototypeObjective):
         pixels = pixels_of_removed(
             batch.images[self.config.view].flatten(0, 1), self.patch, mask, self.config.normalise_targets
         )
-        log_student = self.log_predictions(self.head(features.flatten(0, 1)), at)
+        log_student = self.log_predictions(head(features.flatten(0, 1)), at)
         with torch.no_grad():
-            bottleneck = self.teacher_head.bottleneck(encoded.image(self.guide.request).patches.flatten(0, 2))
-            scores = full_precision(self.teacher_head.prototypes(bottleneck[mask.index]))
+            bottleneck = teacher_head.bottleneck(encoded.image(self.guide.request).patches.flatten(0, 2))
+            scores = full_precision(teacher_head.prototypes(bottleneck[mask.index]))
             targets = self.targets(scores, at.teacher_temperature)  # (M, K)
             # As in iBOT the centre is that of all patches: the last layer is linear, so it is the score of the mean.
-            mean = full_precision(self.teacher_head.prototypes(bottleneck.mean(0)))
+            mean = full_precision(teacher_head.prototypes(bottleneck.mean(0)))
             self.centre.observe_mean(mean, len(bottleneck))
         cross_entropy = -(targets * log_student).sum(-1).mean()
         if at.logged:

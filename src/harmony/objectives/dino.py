@@ -4,7 +4,7 @@ Shapes: V crops of the teacher's view, C crops in all, B images, K prototypes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -54,6 +54,7 @@ class Dino(PrototypeObjective):
                 raise ValueError(f"local_view is the view {self.view!r} itself; name a view of small crops, or null")
             return self
 
+    lends_head: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

@@ -8,18 +8,16 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from harmony.data.batch import Batch
 from harmony.data.masks import BlockMasks, MaskSampler, PatchMasks
 from harmony.data.views import ViewConfig
-from harmony.errors import UserError
-from harmony.models.heads import HeadConfig, PrototypeHead
+from harmony.models.heads import HeadConfig
 from harmony.models.towers import Towers
 from harmony.objectives.base import Encoded, ImageRequest, Objective, Request
-from harmony.objectives.dino import Dino
 from harmony.objectives.prototypes import PrototypeConfig, PrototypeObjective
-from harmony.objectives.targets import Centre, full_precision, signs_of_collapse
+from harmony.objectives.targets import full_precision, signs_of_collapse
 from harmony.schedules import At
 
 
@@ -44,22 +42,12 @@ class Ibot(PrototypeObjective):
         self.mask = config.masks.kind
         self.teacher = ImageRequest(config.view, model="teacher")
         self.student = ImageRequest(config.view, replace=self.mask)
-        self.lender: Dino | None = None
         if isinstance(config.head, HeadConfig):
             self.own_head(towers.image.width, config.head)
 
     def borrow(self, others: Mapping[str, Objective]) -> None:
-        if isinstance(self.config.head, HeadConfig):
-            return
-        lender = others.get(self.config.head)
-        if not isinstance(lender, Dino):
-            raise UserError(
-                f"objective ibot borrows the head of {self.config.head!r}, which is not a dino objective of this "
-                "recipe; set objectives.ibot.head to sizes of its own, such as {prototypes: 8192}"
-            )
-        # Kept outside the module tree: the head's parameters belong to the lender.
-        object.__setattr__(self, "lender", lender)
-        self.centre = Centre(lender.config.head.prototypes, self.config.centre_momentum)
+        if isinstance(self.config.head, str):
+            self.borrow_head(self.config.head, others)
 
     def masks(self) -> Mapping[str, MaskSampler]:
         return {self.mask: self.config.masks.on(self.config.view)}
@@ -67,11 +55,8 @@ class Ibot(PrototypeObjective):
     def requests(self) -> Sequence[Request]:
         return [self.teacher, self.student]
 
-    def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [] if self.lender else super().slow_twins()
-
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
-        head, teacher_head = self._heads()
+        head, teacher_head = self.heads()
         mask = batch.masks[self.mask]
         hidden = encoded.image(self.student).patches.flatten(0, 2)[mask.index]  # (M, D)
         log_student = self.log_predictions(head(hidden), at)
@@ -88,11 +73,3 @@ class Ibot(PrototypeObjective):
         if at.logged:
             self.signs = signs_of_collapse(targets, cross_entropy.sum() / max(len(targets), 1))
         return {"ibot": loss}
-
-    def _heads(self) -> tuple[PrototypeHead, PrototypeHead]:
-        owner = self.lender or self
-        return owner.head, owner.teacher_head
-
-    def before_update(self, at: At) -> None:
-        if not self.lender:
-            super().before_update(at)

@@ -40,9 +40,6 @@ class Mocov3(Objective):
             int,
             Field(ge=0, description="earlier keys that take the place of the batch's other ones (MoCo v1); 0 for none"),
         ] = 0
-        freeze_patches: Annotated[
-            bool, Field(description="whether the embedding of patches is never trained, by any objective (section 4.2)")
-        ] = True
 
     compares_images: ClassVar[bool] = True
     config: Config
@@ -55,8 +52,6 @@ class Mocov3(Objective):
         self.queue = Queue(config.queue, config.head.output) if config.queue else None
         self.student = ImageRequest(config.view, crops=(0, 1), pooled=True)
         self.teacher = ImageRequest(config.view, crops=(0, 1), model="teacher", pooled=True)
-        if config.freeze_patches and not config.weight.is_zero:
-            towers.image.trunk.patch_embed.requires_grad_(False)
 
     def requests(self) -> Sequence[Request]:
         return [self.teacher, self.student]

@@ -6,12 +6,13 @@ copy, targets kept from collapsing, a centre that moves after each update, a las
 Shapes: M tokens, K prototypes.
 """
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from harmony.errors import UserError
 from harmony.models.heads import HeadConfig, PrototypeHead
 from harmony.models.towers import slow_copy
 from harmony.objectives.base import Objective, ObjectiveConfig
@@ -39,12 +40,16 @@ class PrototypeObjective(Objective):
     """An objective with a prototype head. A subclass calls `own_head` when it is built, and observes its `centre`.
 
     Attributes:
-        head, teacher_head: the head and its slow copy.
+        head, teacher_head: the head and its slow copy, where it has its own.
+        lender: the objective whose heads it uses, where it has none.
         centre: running mean of the teacher's scores.
     """
 
+    lends_head: ClassVar[bool] = False
+    """Whether its head is for tokens of the image tower, so that others can use it as well."""
     head: PrototypeHead
     teacher_head: PrototypeHead
+    lender: "PrototypeObjective | None" = None
     centre: Centre
     config: PrototypeConfig
 
@@ -54,8 +59,25 @@ class PrototypeObjective(Objective):
         self.teacher_head = slow_copy(self.head)
         self.centre = Centre(config.prototypes, self.config.centre_momentum)
 
+    def borrow_head(self, name: str, others: Mapping[str, Objective]) -> None:
+        """Use the heads of the objective of that name."""
+        lender = others.get(name)
+        if not (isinstance(lender, PrototypeObjective) and lender.lends_head):
+            raise UserError(
+                f"objective {self.config.type or type(self).__name__.lower()} borrows the head of {name!r}, which is "
+                "not a dino objective of this recipe; give it one of its own, as in head={prototypes: 8192}"
+            )
+        # Kept outside the module tree: the head's parameters belong to the lender.
+        object.__setattr__(self, "lender", lender)
+        self.centre = Centre(lender.centre.prototypes, self.config.centre_momentum)
+
+    def heads(self) -> tuple[PrototypeHead, PrototypeHead]:
+        """Head and slow copy, its own or those it borrows."""
+        owner = self.lender or self
+        return owner.head, owner.teacher_head
+
     def slow_twins(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.head, self.teacher_head)]
+        return [] if self.lender else [(self.head, self.teacher_head)]
 
     def log_predictions(self, scores: Tensor, at: At) -> Tensor:
         """(..., K) scores of the student -> log-distributions."""
@@ -68,8 +90,9 @@ class PrototypeObjective(Objective):
         return centred(scores, self.centre, temperature)
 
     def before_update(self, at: At) -> None:
-        if at.clock.step < self.config.freeze_prototypes.steps(at.clock):
-            self.head.prototypes.direction.grad = None
+        if not self.lender and at.clock.step < self.config.freeze_prototypes.steps(at.clock):
+            for parameter in self.head.prototypes.parameters():
+                parameter.grad = None
 
     def after_update(self, at: At) -> None:
         self.centre.update()

@@ -4,7 +4,7 @@ Shapes: V crops, B images on this rank, A = B * V crops on this rank, G crops on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,13 @@ class Simclr(Objective):
         view: Annotated[str, Field(description="the view whose crops are compared, two or more an image")] = "global"
         head: Annotated[ProjectorConfig, Field(description="sizes of the projector")] = ProjectorConfig()
         temperature: Annotated[Positive, Field(description="temperature of the similarities")] = Schedule.constant(0.1)
+        normed: Annotated[
+            Literal["together", "apart"],
+            Field(
+                description="what the projector's batch normalisation sees: the crops of all images as one batch, as "
+                "in SimCLR's code, or one crop of every image at a time, as in SLIP's (arXiv 2112.12750)"
+            ),
+        ] = "together"
 
     compares_images: ClassVar[bool] = True
     config: Config
@@ -52,10 +59,13 @@ class Simclr(Objective):
         return torch.arange(len(batch), device=batch.chance.keys.device) + ranks.rank() * len(batch)
 
     def forward(self, batch: Batch, encoded: Encoded, at: At) -> dict[str, Tensor]:
-        seen = encoded.image(self.student).cls.transpose(0, 1)  # (B, V, D)
-        # The crops of all views are normalised as one batch, as the published code does.
-        projected = unit(self.head(seen.flatten(0, 1)))  # (A, E)
-        identity = self.identities(batch).repeat_interleave(seen.shape[1])
+        seen = encoded.image(self.student).cls  # (V, B, D)
+        if self.config.normed == "apart":
+            projected = torch.stack([self.head(crop) for crop in seen], dim=1)  # (B, V, E)
+        else:
+            projected = self.head(seen.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, len(seen)))
+        projected = unit(projected.flatten(0, 1))  # (A, E), image by image, so that ranks can be joined
+        identity = self.identities(batch).repeat_interleave(len(seen))
         every = ranks.gather(projected)
         place = torch.arange(len(every), device=every.device)
         own = place[ranks.rank() * len(projected) :][: len(projected)]

@@ -102,7 +102,7 @@ class Swav(Objective):
         if self.queues and at.clock.step >= self.config.queue_after.steps(at.clock):
             queue = self._queues()[crop]
             earlier = self.prototypes(queue.share())
-            # A score of minus infinity takes no part: nothing of the queue is clustered along until it is full.
+            # Nothing of the queue is clustered along until it is full.
             clustered = torch.cat([clustered, earlier.masked_fill(~queue.is_full(), float("-inf"))])
         return sinkhorn_knopp(clustered, at.target_temperature, self.config.iterations)[: len(scores)]
 

@@ -46,6 +46,11 @@ class Centre(nn.Module):
         self._total = total if self._total is None else self._total + total
         self._count = number if self._count is None else self._count + number
 
+    @property
+    def prototypes(self) -> int:
+        """K."""
+        return len(self.mean)
+
     @torch.no_grad()
     def update(self) -> None:
         """mean <- momentum * mean + (1 - momentum) * what was observed on all ranks."""
@@ -81,16 +86,24 @@ def centred(scores: Tensor, centre: Centre, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Targets (M, K) that use all prototypes alike over all ranks' tokens (SwAV, arXiv 2006.09882, section 3.1)."""
-    logits = full_precision(scores) / temperature
-    tokens = ranks.total(logits.new_full((), len(scores)))
-    top = ranks.maximum(logits.max() if len(scores) else logits.new_full((), float("-inf")))
-    q = (logits - top).exp()
+    """Targets (M, K) that use all prototypes alike over all ranks' tokens (SwAV, arXiv 2006.09882, section 3.1).
+
+    A token whose scores are minus infinity takes no part; its target is zero.
+    """
+    # In logarithms, as at low temperatures most of the shares are smaller than the smallest number.
+    q = full_precision(scores) / temperature
     for _ in range(iterations):
-        used = ranks.total(q.sum(0))
-        q = q / (used * q.shape[1]).clamp(min=torch.finfo(q.dtype).tiny)
-        q = q / (q.sum(1, keepdim=True) * tokens).clamp(min=torch.finfo(q.dtype).tiny)
-    return q * tokens
+        q = q - _log_total(q)
+        q = q - q.logsumexp(1, keepdim=True).nan_to_num(neginf=0.0)
+    return q.exp()
+
+
+def _log_total(q: Tensor) -> Tensor:
+    """(K,), the logarithm of the sum of exp(q) (M, K) over all ranks' tokens; 0 where that sum is none."""
+    top = q.amax(0) if len(q) else q.new_full((q.shape[1],), float("-inf"))
+    top = ranks.maximum(top).nan_to_num(neginf=0.0)
+    total = ranks.total((q - top).exp().sum(0))
+    return torch.where(total > 0, top + total.log(), 0.0)
 
 
 @torch.no_grad()
