@@ -309,7 +309,7 @@ def test_pretrained_weights_are_those_that_timm_fetches(hub):
     ("where", "message"),
     [
         ("timm:test_vit2", "the weights of timm:test_vit2 cannot be had"),
-        ("timm:test_maxvit", "timm has no pretrained weights for test_maxvit; give them as"),
+        ("timm:resnet200", "timm has no pretrained weights for resnet200; give them as"),
         (
             "timm:vit_tinny_patch16_224",
             "unknown timm model 'vit_tinny_patch16_224'; did you mean 'vit_tiny_patch16_224'",

@@ -279,7 +279,7 @@ class Relabelled(Source):
         return self.uri
 
 
-SHORT = {"steps": 80, "train_batch_size": 32, "lr": 1e-2, "layer_decay": 1, "crop_scale": (0.6, 1.0), **PLAIN}
+SHORT = {"steps": 200, "train_batch_size": 32, "lr": 1e-2, "layer_decay": 1, "crop_scale": (0.6, 1.0), **PLAIN}
 
 
 def test_it_learns_what_is_there_and_random_labels_score_chance(encoder):
@@ -289,16 +289,16 @@ def test_it_learns_what_is_there_and_random_labels_score_chance(encoder):
         outcome = fine_tune.run(setup(encoder, data, train.shuffled() if shuffled else train, **SHORT))
         found[shuffled] = outcome.metrics
         assert outcome.metrics["chance_top1"] == 0.25
-    assert found[False]["top1"] > 0.7
+    assert found[False]["top1"] > 0.9
     assert abs(found[True]["top1"] - 0.25) < 0.12
-    assert len(outcome.details["curve"]) == 80
+    assert len(outcome.details["curve"]) == 200
     assert sum(map(sum, outcome.details["confusion"])) == found[True]["examples"] == len(data)
 
 
 def test_it_learns_from_mixed_pictures(encoder):
     """With every augmentation on, flat colours are told apart."""
     source = plain.Colours([i % 7 for i in range(56)])
-    outcome = fine_tune.run(setup(encoder, source, source, steps=60, train_batch_size=28, lr=1e-2, layer_decay=1))
+    outcome = fine_tune.run(setup(encoder, source, source, steps=120, train_batch_size=28, lr=1e-2, layer_decay=1))
     assert outcome.metrics["top1"] > 0.9
     assert outcome.metrics["top5"] == 1
 
