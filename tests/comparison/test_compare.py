@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from browser import CHROMIUM, opened, parsed
 from comparisons import IMAGES, ROWS, SHARED, comparison, row
 from PIL import Image
 from processes import Processes
+from safetensors.torch import save_file
 
 from harmony import evaluation
 from harmony import recipe as recipes
@@ -240,6 +242,21 @@ def test_other_settings_are_refused_by_name(arguments, more, told, finished):
     assert told in str(error.value)
     assert "choose another --out" in str(error.value)
     assert contents(finished) == before
+
+
+def test_weights_that_were_given_are_known_by_what_they_are(tmp_path):
+    """A file that was written anew under the same name is another start; copies of it are the same one."""
+    shape = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32, "num_classes": 0}
+    file = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", **shape).state_dict(), file)
+    asked = [ROWS[0], f"{ROWS[0]} name=again", *SHARED, f"model.init={{image: '{file}'}}"]
+    asked = [word for word in asked if "local" not in word and "dino" not in word]
+    compare(asked, tmp_path / "cmp", [0], ["knn"])
+    file.write_bytes(file.read_bytes())
+    compare(asked, tmp_path / "cmp", [0], ["knn"])
+    save_file(timm.create_model("vit_tiny_patch16_224", **shape).state_dict(), file)
+    with pytest.raises(UserError, match=r"the weights of model\.init\.image of clip-small was \w{32}, and now it is"):
+        compare(asked, tmp_path / "cmp", [0], ["knn"])
 
 
 def test_settings_that_change_no_result_may_change(finished, tmp_path, monkeypatch):

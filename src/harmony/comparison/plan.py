@@ -4,8 +4,10 @@ All that can be wrong is found here, before anything is written: each row's trai
 """
 
 import gc
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from harmony import recipe as recipes
@@ -18,6 +20,7 @@ from harmony.evaluation.encoders import TowersEncoder
 from harmony.evaluation.settings import EvaluationConfig
 from harmony.evaluation.task import Setup
 from harmony.evaluation.tasks import task_named
+from harmony.interchange.start import file_of
 from harmony.recipe import Recipe
 from harmony.training.distributed import Place
 from harmony.training.trainer import Trainer
@@ -112,10 +115,28 @@ class Plan:
             yield f"the measured copy of {entry.name}", entry.copy
             for key, value in recipe_files.flat(recipes.results_of(recipe)):
                 yield f"{key} of {entry.name}", value
+            for key, source in given_weights(recipe).items():
+                file = file_of(source, key)
+                yield f"the weights of {key} of {entry.name}", _digest(file) if file else source
         yield "train.checkpoint_every", str(self.first.train.checkpoint_every)
         for key, value in recipe_files.flat(self.config.model_dump(mode="json")):
             if key not in ("tasks", "model", "train", "workers", "features"):
                 yield f"evaluation.{key}", value
+
+
+def given_weights(recipe: Recipe) -> dict[str, str]:
+    """The sources of weights that a recipe begins with or looks at, by the setting that names them."""
+    init = recipe.model.init
+    given = {"model.init": init} if isinstance(init, str | None) else {
+        "model.init.image": init.image, "model.init.text": init.text,
+    }  # fmt: skip
+    given |= {f"frozen.{name}.init": model.init for name, model in recipe.frozen.items()}
+    return {key: source for key, source in given.items() if source is not None}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def plan_of(arguments: Sequence[str], seeds: Sequence[int], tasks: Sequence[str] | None, command: str) -> "Draft":

@@ -2,7 +2,8 @@
 
 Data, image model, batch, length, precision and how things are measured are the first row's. The sizes of the text
 tower are those of the first row that has one; a recipe without a text tower stays without. Everything else is the
-method's own and stays: objectives, views, optimiser, teacher, and of the model what regularises (`drop_path`).
+method's own and stays: objectives, views, optimiser, teacher, and of the model what regularises (`drop_path`) and what
+is not trained (`position_embedding`, `freeze_patches`).
 """
 
 from collections.abc import Iterator, Sequence

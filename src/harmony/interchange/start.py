@@ -59,6 +59,17 @@ def weights_of(source: str, setting: str = "model.init") -> State:
     return _from_path(Path(source), setting)
 
 
+def file_of(source: str, setting: str = "model.init") -> Path | None:
+    """The file that a source's weights are read from; None where they are fetched, and the name alone tells them."""
+    kind, _, name = source.partition(":")
+    if kind == "timm" and name:
+        return None
+    if kind == "open_clip" and name:
+        tag = Path(name.partition("/")[2])
+        return tag if tag.is_file() else None
+    return Path(name) if kind == "published" and name else _file_at(Path(source), setting)
+
+
 def _from_timm(name: str) -> State:
     known_timm(name, timm.list_models(module="vision_transformer"))
     return timm_weights(name, "give a local file instead")
@@ -79,6 +90,14 @@ def _from_open_clip(name: str) -> State:
 
 
 def _from_path(path: Path, setting: str) -> State:
+    state = read_weights(_file_at(path, setting))
+    # A run starts another one from its teacher, which is what is evaluated too.
+    own = {key.removeprefix("teacher."): value for key, value in state.items() if key.startswith("teacher.")}
+    return own or state
+
+
+def _file_at(path: Path, setting: str) -> Path:
+    """The file itself, or the last one of a run or checkpoint."""
     if path.is_dir():
         found = sorted(path.glob("checkpoints/step-*/model.safetensors")) + sorted(path.glob("model.safetensors"))
         if not found:
@@ -89,10 +108,7 @@ def _from_path(path: Path, setting: str) -> State:
             f"{setting} names {str(path)!r}, which does not exist; give timm:NAME, open_clip:NAME/TAG, "
             "published:FILE, a run or a file of weights"
         )
-    state = read_weights(path)
-    # A run starts another one from its teacher, which is what is evaluated too.
-    own = {key.removeprefix("teacher."): value for key, value in state.items() if key.startswith("teacher.")}
-    return own or state
+    return path
 
 
 def _start_image(tower: ImageTower, state: State, source: str) -> None:
