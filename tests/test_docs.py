@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harmony import recipe as recipes
-from harmony import recipe_files
+from harmony import recipe_files, recipe_list
 from harmony.data.sources import KINDS
 from harmony.data.sources.coco import CocoSettings
 from harmony.data.sources.flickr import FlickrSettings
@@ -30,6 +30,11 @@ def test_the_readme_lists_every_recipe():
     text = (ROOT / "README.md").read_text()
     for name in recipe_files.names():
         assert f"`{name}`" in text, name
+
+
+def test_the_readme_tells_what_each_method_costs():
+    rows = re.findall(r"^\| `([\w-]+)`.*\| (\d+\.\d) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert dict(rows) == {name: f"{told['cost']:.1f}" for name, told in recipe_list.facts().items()}
 
 
 def test_every_quirk_in_the_method_is_an_option_that_the_recipe_takes():

@@ -144,7 +144,7 @@ def test_training_leaves_out_what_cannot_be_used(capsys):
     assert [key for key, _ in counted.bad] == ["odd"]
     whole = np.concatenate([e.mask.ravel() for e in source.examples if e.key != "odd"])
     assert counted.pixels.tolist() == [int((whole == value).sum()) for value in range(7)]
-    assert "1 examples of squares: cannot be used and are left out: odd has a mask" in " ".join(
+    assert "1 example of squares: cannot be used and is left out: odd has a mask" in " ".join(
         capsys.readouterr().err.split()
     )
 

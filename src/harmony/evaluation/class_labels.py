@@ -16,13 +16,10 @@ from harmony.data.sources import BadExample, Source
 from harmony.data.workers import count_workers, start_worker
 from harmony.errors import UserError
 from harmony.evaluation.classification import require_named
-from harmony.evaluation.progress import say, track
+from harmony.evaluation.progress import BAD_SHOWN, say, say_left_out, track
 from harmony.evaluation.seeds import generator
 from harmony.evaluation.settings import EvaluationConfig
 from harmony.training.distributed import everyones
-
-BAD_SHOWN = 3
-"""Examples that cannot be read and are named; all are counted."""
 
 _CHUNK = 64
 """Examples a worker reads at a time."""
@@ -129,9 +126,7 @@ def _tell(source: Source, labels: Labels, counts: Sequence[int], names: Sequence
     if without:
         shown = ", ".join(without[:BAD_SHOWN]) + (", ..." if len(without) > BAD_SHOWN else "")
         say(f"{len(without)} classes have no training image and are never predicted rightly: {shown}")
-    if labels.bad:
-        named = "; ".join(f"{key} {reason}" for key, reason in labels.bad[:BAD_SHOWN])
-        say(f"{len(labels.bad):,} examples of {source.uri} cannot be read and are left out: {named}")
+    say_left_out(source.uri, labels.bad)
 
 
 def _check(source: Source, labels: Sequence[int], names: Sequence[str], bad: Sequence[tuple[str, str]]) -> None:

@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from harmony import ranks
 from harmony.data.decode import MAX_PIXELS, decode
 from harmony.data.sources import BadExample, Example, Source
 from harmony.data.views import evaluation_crop
 from harmony.errors import UserError
-from harmony.evaluation.progress import say
-
-BAD_SHOWN = 3
-"""Examples that could not be read and are named; all are counted."""
+from harmony.evaluation.progress import BAD_SHOWN, say_left_out
 
 
 @dataclass
@@ -108,8 +104,7 @@ def tell_bad(uri: str, bad: Sequence[tuple[str, str]], examples: int, what: str 
     named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
     if len(bad) == examples:
         raise UserError(f"no example of {uri} can be {what}: {named or 'it is empty'}; correct the data")
-    if bad and ranks.is_main():
-        say(f"{len(bad):,} examples of {uri} cannot be {what} and are left out: {named}")
+    say_left_out(uri, bad, what)
 
 
 def spread(count: int, most: int | None) -> Sequence[int]:

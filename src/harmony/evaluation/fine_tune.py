@@ -22,7 +22,7 @@ from harmony.evaluation.fine_tune_batches import FineTuneBatches, FineTuneLoss
 from harmony.evaluation.fitting import Average, fit
 from harmony.evaluation.labelled import missing_pair
 from harmony.evaluation.layer_decay import layer_groups
-from harmony.evaluation.progress import say, track
+from harmony.evaluation.progress import say_left_out, track
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.task import Card, Setup
@@ -187,8 +187,6 @@ def _joined(read: Read, found: list[tuple[Tensor, Tensor]], uri: str) -> tuple[R
         both += pairs
     if not every.labels:
         raise UserError(f"no labelled example of {uri} can be read; correct the data")
-    if every.bad and ranks.is_main():
-        named = "; ".join(f"{key} {reason}" for key, reason in every.bad[:3])
-        say(f"{len(every.bad):,} examples of {uri} cannot be read and are left out: {named}")
+    say_left_out(uri, every.bad)
     scores, predicted = (torch.cat(part) for part in zip(*both, strict=True))
     return every, scores, predicted

@@ -1,7 +1,7 @@
 """How far a long evaluation has come: a live bar in a terminal, one line at the end elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from harmony import ranks
 
 ItemT = TypeVar("ItemT")
+
+BAD_SHOWN = 3
+"""Bad examples that are named."""
 
 
 def track(items: Iterable[ItemT], total: int, doing: str) -> Iterator[ItemT]:
@@ -30,6 +33,14 @@ def track(items: Iterable[ItemT], total: int, doing: str) -> Iterator[ItemT]:
 def say(text: str) -> None:
     """A line on the error stream."""
     Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def say_left_out(uri: str, bad: Sequence[tuple[str, str]], what: str = "read") -> None:
+    """Which examples of some data cannot be used, as (key, reason); the first few are named."""
+    if bad and ranks.is_main():
+        named = "; ".join(f"{key} {reason}" for key, reason in bad[:BAD_SHOWN])
+        examples = "1 example" if len(bad) == 1 else f"{len(bad):,} examples"
+        say(f"{examples} of {uri} cannot be {what} and {'is' if len(bad) == 1 else 'are'} left out: {named}")
 
 
 @contextmanager

@@ -155,6 +155,8 @@ class Objective(nn.Module):
     """Whether it is supervised: only then does `Batch.labels` hold the examples' classes."""
     compares_images: ClassVar[bool] = False
     """Whether it needs another image beside each: a part of a step that has one on all ranks would teach it nothing."""
+    within_rank: ClassVar[bool] = False
+    """Whether that other image must be on the same rank."""
     config: Any
     signs: dict[str, Tensor]
     """Detached scalars for the log, filled by `forward` on logged steps."""

@@ -39,6 +39,7 @@ class Koleo(Objective):
         ] = None
 
     compares_images: ClassVar[bool] = True
+    within_rank: ClassVar[bool] = True
     config: Config
 
     def __init__(self, config: Config, towers: Towers, views: Mapping[str, ViewConfig]) -> None:

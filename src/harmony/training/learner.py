@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from harmony import ranks
 from harmony.data.batch import Batch
 from harmony.data.masks import MaskSampler, PatchSampler
 from harmony.data.views import ViewConfig
@@ -125,12 +126,15 @@ class Learner(nn.Module):
         return any(self._objective(name).needs_labels for name in self._active)
 
     def check_part(self, images: int) -> None:
-        """Raise UserError when an objective that runs cannot learn from parts of so many images over all ranks."""
+        """Raise UserError when an objective that runs cannot learn from parts of a step of so many images."""
+        of_rank = images // ranks.count()
         for name in self._active:
-            if images < 2 and self._objective(name).compares_images:
+            objective = self._objective(name)
+            if objective.compares_images and (of_rank if objective.within_rank else images) < 2:
+                each = " for each process" if images > 1 else ""
                 raise UserError(
-                    f"objective {name} compares images with each other, and a part of a step has only one; raise "
-                    "data.batch_size or lower train.accumulate"
+                    f"objective {name} compares images with each other, and a part of a step has only one{each}; "
+                    "raise data.batch_size or lower train.accumulate"
                 )
 
     def losses_by_group(self, batch: Batch, clock: Clock, logged: bool = False) -> Iterator[GroupLosses]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from harmony import ranks
 from harmony.data.sources import BadExample, Source
 from harmony.errors import UserError
-from harmony.evaluation.crops import BAD_SHOWN, spread, tell_bad
+from harmony.evaluation.crops import spread, tell_bad
 from harmony.evaluation.detection.batches import Batch, DetectionBatches, moved
 from harmony.evaluation.detection.details import details_of
 from harmony.evaluation.detection.detector import Detector
@@ -22,7 +22,7 @@ from harmony.evaluation.detection.windows import WindowedViT
 from harmony.evaluation.encoder import off_patch
 from harmony.evaluation.fitting import Group, fit
 from harmony.evaluation.layer_decay import head_groups, layer_groups
-from harmony.evaluation.progress import say
+from harmony.evaluation.progress import BAD_SHOWN, say
 from harmony.evaluation.results import Outcome
 from harmony.evaluation.seeds import seeded
 from harmony.evaluation.settings import DetectionConfig
