@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.step import MIDDLE, Work
 from benchmarks.turns import Way, kept_by
 from harmony.models.heads import HeadConfig
-from harmony.models.vision import changed_sizes
+from harmony.models.trunk import changed_sizes
 from harmony.objectives.dino import Dino
 from harmony.recipe import Recipe
 
@@ -34,7 +34,7 @@ DIFFERS = {
 
 
 class Head(nn.Module):
-    """MLP with GELU, L2 normalisation, a linear layer with rows of length one."""
+    """MLP with GELU, L2 normalisation, a linear layer whose rows are unit vectors times their lengths."""
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
@@ -44,10 +44,11 @@ class Head(nn.Module):
             layers += [nn.Linear(a, b), nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.last = nn.Parameter(0.02 * torch.randn(config.prototypes, config.bottleneck))
+        self.lengths = nn.Parameter(torch.ones(config.prototypes, 1), requires_grad=config.learn_lengths)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.normalize(self.mlp(x), dim=-1)
-        return F.linear(x, F.normalize(self.last, dim=-1))
+        return F.linear(x, self.lengths * F.normalize(self.last, dim=-1))
 
 
 class Network(nn.Module):

@@ -24,7 +24,7 @@ from harmony.data.views import ViewConfig
 from harmony.errors import UserError, unknown
 from harmony.evaluation.settings import EvaluationConfig
 from harmony.models.settings import FrozenConfig, ModelConfig
-from harmony.models.vision import patch_size
+from harmony.models.trunk import patch_size
 from harmony.objectives.base import ObjectiveConfig
 from harmony.objectives.registry import kinds
 from harmony.recipe_files import Values

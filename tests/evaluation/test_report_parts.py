@@ -17,7 +17,8 @@ from harmony.evaluation.report.charts import Bar, Line, Mark, Plot, Scale, _tick
 from harmony.evaluation.report.html import Html, number, percent, tag
 from harmony.evaluation.report.log import Curve, Log, smoothed, thinned
 from harmony.evaluation.report.results import short_uri
-from harmony.models.vision import Segment, create_trunk
+from harmony.models.trunk import create_trunk
+from harmony.models.vision import Segment
 from harmony.objectives.mae import Mae
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False)

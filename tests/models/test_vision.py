@@ -105,7 +105,7 @@ def test_stochastic_depth_drops_the_stated_share_and_keeps_the_mean():
     ours = tower(drop_path=0.4, depth=2).train()
     chance = Chance(torch.arange(4000))
     segment = Segment(torch.zeros(4000, 3, 8, 8), chance=chance)
-    from harmony.models.vision import Packing
+    from harmony.models.blocks import Packing
 
     factors = ours._stochastic_depth([segment], Packing(((4000, 2),)))
     assert factors is not None and factors.shape == (2, 2, 8000, 1)

@@ -22,7 +22,8 @@ from harmony.evaluation.open_clip_encoder import load_open_clip
 from harmony.evaluation.timm_encoder import load_timm
 from harmony.interchange.published import load_exactly, read_published, sizes_from_published, towers_from_published
 from harmony.models.towers import Towers
-from harmony.models.vision import ImageTower, create_trunk
+from harmony.models.trunk import create_trunk
+from harmony.models.vision import ImageTower
 from harmony.recipe import Recipe
 from harmony.training.trained import MODELS, read_trained
 

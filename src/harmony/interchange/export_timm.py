@@ -3,7 +3,7 @@
 from typing import Any
 
 from harmony.interchange.export import Exported, Written
-from harmony.models.vision import changed_sizes
+from harmony.models.trunk import changed_sizes
 
 
 def written(what: Exported) -> Written:

@@ -13,7 +13,7 @@ from harmony.interchange.start import fill_trunk, weights_of
 from harmony.interchange.weights import known_timm
 from harmony.models.frozen import FrozenModel, FrozenTower
 from harmony.models.settings import FrozenConfig, ImageConfig
-from harmony.models.vision import patch_size
+from harmony.models.trunk import patch_size
 
 _ALIKE = ("name", "patch", "width", "depth", "heads", "registers", "mean", "std")
 """Settings of an image tower that must be those of the run it comes from; not all of them show in its weights."""

@@ -10,10 +10,10 @@ import torch
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
+from harmony.models.blocks import PackedBlock, Packing
 from harmony.models.positions import sine_cosine_positions
 from harmony.models.recomputing import Checkpointing, Recomputing, through
 from harmony.models.text import VOCABULARY, Attention, text_block, visible
-from harmony.models.vision import PackedBlock, Packing
 
 
 class PixelDecoder(Recomputing):

@@ -15,11 +15,11 @@ from harmony.data.views import ViewConfig
 from harmony.errors import UserError
 from harmony.interchange.frozen import frozen_models
 from harmony.interchange.start import start_from
+from harmony.models.blocks import PackedBlock
 from harmony.models.frozen import FrozenModel
 from harmony.models.recomputing import set_checkpointing
 from harmony.models.teacher import Teacher
 from harmony.models.towers import Towers, slow_copy
-from harmony.models.vision import PackedBlock
 from harmony.objectives.base import Encoded, GuidedMask, Objective, TextRequest
 from harmony.objectives.registry import kinds
 from harmony.schedules import At, Clock
