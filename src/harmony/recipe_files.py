@@ -115,12 +115,23 @@ def read(name_or_path: str) -> Values:
     return _read(find(name_or_path), within=())
 
 
+def _as_now_written(values: Values) -> Values:
+    """The values of a file, with a setting that has moved since a run wrote it under its new key."""
+    objectives = values.get("objectives")
+    for name, objective in objectives.items() if isinstance(objectives, dict) else ():
+        if isinstance(objective, dict) and (objective.get("type") or name) == "mocov3":
+            frozen = objective.pop("freeze_patches", None)
+            if frozen is not None:
+                values = merged({"model": {"image": {"freeze_patches": frozen}}}, values)
+    return values
+
+
 def _read(path: Path, within: tuple[Path, ...]) -> Values:
     if path.resolve() in within:
         raise UserError(
             f"{path} extends itself ({' -> '.join(p.name for p in (*within, path))}); remove one `extends:`"
         )
-    values = _parse_file(path)
+    values = _as_now_written(_parse_file(path))
     values.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
     extends = values.pop("extends", None)
     if extends is None:

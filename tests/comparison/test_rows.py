@@ -4,6 +4,7 @@ import pytest
 from comparisons import IMAGES, SHARED
 
 from harmony import recipe as recipes
+from harmony.comparison.plan import given_weights
 from harmony.comparison.rows import read
 from harmony.comparison.terms import COMMON, on_equal_terms
 from harmony.data.settings import DataConfig
@@ -189,3 +190,20 @@ def test_an_override_of_a_whole_section_concerns_the_rows_that_have_its_parts():
 def test_a_frozen_model_concerns_the_rows_that_have_one():
     rows = equal("clip-small", "beit-small", "frozen.tokenizer.init=somewhere")
     assert rows[0].recipe.frozen == {} and rows[1].recipe.frozen["tokenizer"].init == "somewhere"
+
+
+def test_what_weights_a_row_is_given():
+    rows = equal("clip-small", "beit-small", "frozen.tokenizer.init=somewhere", "model.init={image: a, text: b}")
+    both = {"model.init.image": "a", "model.init.text": "b"}
+    assert [given_weights(row.recipe) for row in rows] == [both, both | {"frozen.tokenizer.init": "somewhere"}]
+    assert given_weights(equal("clip-small", "siglip-small")[0].recipe) == {}
+
+
+def test_positions_are_a_rows_own():
+    rows = equal("clip-small", "mae-small")
+    assert [row.recipe.model.image.position_embedding for row in rows] == ["learned", "sine_cosine"]
+
+
+def test_a_run_from_before_a_setting_moved_is_read(tmp_path):
+    (tmp_path / "old.yaml").write_text("extends: mocov3-small\nobjectives: {mocov3: {freeze_patches: true}}\n")
+    assert recipes.load(str(tmp_path / "old.yaml")).model.image.freeze_patches

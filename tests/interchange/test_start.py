@@ -11,7 +11,7 @@ from golden_steps import read_golden
 from safetensors.torch import save_file
 
 from harmony.errors import UserError
-from harmony.interchange.start import start_from
+from harmony.interchange.start import file_of, start_from
 from harmony.models.settings import InitConfig, ModelConfig
 from harmony.models.towers import Towers
 
@@ -181,3 +181,17 @@ def test_a_source_without_a_text_tower_is_refused_when_asked_for_one(tmp_path: P
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0, **TIMM).state_dict(), tmp_path / "vit.pth")
     with pytest.raises(UserError, match="no text tower"):
         start_from(towers(), InitConfig(text=str(tmp_path / "vit.pth")))
+
+
+def test_the_file_behind_a_source(tmp_path: Path):
+    """Of a run its last checkpoint; a file itself; what is fetched has none."""
+    places = [tmp_path / "run" / "checkpoints" / f"step-{n:08}" for n in (5, 10)]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "model.safetensors").touch()
+    alone = tmp_path / "vit.safetensors"
+    alone.touch()
+    assert file_of(str(tmp_path / "run")) == places[1] / "model.safetensors"
+    assert file_of(str(places[0])) == places[0] / "model.safetensors"
+    assert file_of(str(alone)) == file_of(f"published:{alone}") == file_of(f"open_clip:ViT-B-32/{alone}") == alone
+    assert file_of("timm:vit_tiny_patch16_224.augreg_in21k") is None and file_of("open_clip:ViT-B-32/openai") is None

@@ -13,6 +13,7 @@ from harmony.data.batch import Mask
 from harmony.models.heads import HeadConfig, PrototypeHead
 from harmony.models.vision import Segment
 from harmony.objectives.targets import Centre, sinkhorn_knopp
+from harmony.training.optimiser import decays
 
 
 def head_scores(head, token: Tensor) -> Tensor:
@@ -173,6 +174,20 @@ def test_sinkhorn_knopp_of_scores_whose_shares_are_smaller_than_any_float():
     assert torch.allclose(ours.sum(1), torch.ones(6))
 
 
+def test_a_head_that_is_lent_is_frozen_though_its_owner_does_not_run():
+    learner = learner_of({"dino": {"head": HEAD, "weight": 0}, "ibot": {"head": "dino"}})
+    for step, frozen in [(9, True), (10, False)]:
+        losses_of(learner, batch_of(learner))["ibot"].backward()
+        learner.before_update(replace(CLOCK, step=step))
+        assert (learner.objectives["dino"].head.prototypes.direction.grad is None) is frozen
+
+
+def test_a_score_that_is_no_number_makes_targets_that_are_none():
+    scores = torch.randn(4, 3)
+    scores[1, 2] = float("nan")
+    assert sinkhorn_knopp(scores, 0.5).isnan().any(1).all()
+
+
 def test_sinkhorn_knopp_of_no_tokens_and_of_tokens_that_take_no_part():
     assert sinkhorn_knopp(torch.empty(0, 4), 0.04).shape == (0, 4)
     scores, none = torch.randn(5, 4, dtype=torch.float64), torch.full((2, 4), float("-inf"), dtype=torch.float64)
@@ -197,6 +212,7 @@ def test_lengths_of_prototypes_are_learned_where_asked():
 
     learner = learner_of({"dino": {"head": HEAD | {"learn_lengths": True}}})
     dino = learner.objectives["dino"]
+    assert decays("objectives.dino.head.prototypes.length", dino.head.prototypes.length, "weights_only"), "as DINO's"
     assert torch.equal(dino.head.prototypes.length, torch.ones(24, 1, dtype=torch.float64))
     for step, frozen in [(9, True), (10, False)]:
         losses_of(learner, batch_of(learner))["dino"].backward()

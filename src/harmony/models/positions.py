@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def sine_cosine_positions(width: int, grid: tuple[int, int]) -> Tensor:
-    """Fixed two-dimensional positions, (rows * columns, width) float64 (MAE, arXiv 2111.06377, section 3).
+    """Fixed two-dimensional positions, (rows * columns, width) float64 (MAE, arXiv 2111.06377, appendix A).
 
     The first half of the channels codes the column, the second the row; each half holds sines, then cosines, of
     position / 10000^(i / (width / 4)) for i = 0 .. width / 4 - 1 (arXiv 1706.03762, section 3.5).

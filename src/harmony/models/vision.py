@@ -189,7 +189,7 @@ class ImageTower(Recomputing):
 def _fix_positions(trunk: VisionTransformer) -> None:
     """Sines and cosines for the trunk's positions, which are then no longer trained; zero for what is no patch.
 
-    MAE (arXiv 2111.06377, section 3), MoCo v3 (arXiv 2104.02057, section 4.1), I-JEPA (arXiv 2301.08243).
+    As in MAE (arXiv 2111.06377), MoCo v3 (arXiv 2104.02057) and the code of I-JEPA (arXiv 2301.08243).
     """
     if trunk.embed_dim % 4:
         raise UserError(

@@ -163,9 +163,9 @@ def contrast(queue: Queue, queries: Tensor, keys: Tensor, temperature: float) ->
         return logits.logsumexp(1) - logits[:, 0], similarity.argmax(1) == 0
 
     rows = max(1, AT_ONCE // len(queue.vectors))
-    pieces = zip(queries.split(rows), keys.split(rows), strict=True)
     if len(queries) <= rows:
         return piece(queries, keys)
+    pieces = zip(queries.split(rows), keys.split(rows), strict=True)
     losses, found = zip(
         *(checkpoint(piece, *each, use_reentrant=False, preserve_rng_state=False) for each in pieces), strict=True
     )

@@ -52,7 +52,7 @@ class DetailClip(PrototypeObjective):
 
         view: Annotated[str, Field(description="the view whose patches are removed, all crops of it")] = "global"
         removed: Annotated[float, Field(gt=0, lt=1, description="share of the patches that is removed")] = 0.5
-        side: Annotated[int, Field(ge=1, description="patches a side of the squares that are removed as one")] = 2
+        side: Annotated[int, Field(ge=1, description="patches a side of the squares that are removed as one")] = 1
         decoder: DetailDecoderConfig = DetailDecoderConfig()
         head: Annotated[
             HeadConfig | str, Field(description="a head of its own, or the objective that lends its head")

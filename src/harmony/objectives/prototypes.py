@@ -65,7 +65,8 @@ class PrototypeObjective(Objective):
         if not (isinstance(lender, PrototypeObjective) and lender.lends_head):
             raise UserError(
                 f"objective {self.config.type or type(self).__name__.lower()} borrows the head of {name!r}, which is "
-                "not a dino objective of this recipe; give it one of its own, as in head={prototypes: 8192}"
+                f"not a dino objective of this recipe; give it a head of its own, as in {{prototypes: 8192}}, or keep "
+                f"objectives.{name} with weight 0"
             )
         # Kept outside the module tree: the head's parameters belong to the lender.
         object.__setattr__(self, "lender", lender)

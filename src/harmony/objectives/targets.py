@@ -94,16 +94,16 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
     q = full_precision(scores) / temperature
     for _ in range(iterations):
         q = q - _log_total(q)
-        q = q - q.logsumexp(1, keepdim=True).nan_to_num(neginf=0.0)
+        q = q - q.logsumexp(1, keepdim=True).nan_to_num(nan=float("nan"), neginf=0.0)
     return q.exp()
 
 
 def _log_total(q: Tensor) -> Tensor:
     """(K,), the logarithm of the sum of exp(q) (M, K) over all ranks' tokens; 0 where that sum is none."""
     top = q.amax(0) if len(q) else q.new_full((q.shape[1],), float("-inf"))
-    top = ranks.maximum(top).nan_to_num(neginf=0.0)
+    top = ranks.maximum(top).nan_to_num(nan=float("nan"), neginf=0.0)
     total = ranks.total((q - top).exp().sum(0))
-    return torch.where(total > 0, top + total.log(), 0.0)
+    return torch.where(total == 0, 0.0, top + total.log())
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ class Learner(nn.Module):
                 each = " for each process" if images > 1 else ""
                 raise UserError(
                     f"objective {name} compares images with each other, and a part of a step has only one{each}; "
-                    "raise data.batch_size or lower train.accumulate"
+                    "raise data.batch_size, lower train.accumulate or start fewer processes"
                 )
 
     def losses_by_group(self, batch: Batch, clock: Clock, logged: bool = False) -> Iterator[GroupLosses]:
@@ -185,8 +185,7 @@ class Learner(nn.Module):
 
     def before_update(self, clock: Clock) -> None:
         """Between backward and the optimiser: what objectives do to their gradients."""
-        for name in self._active:
-            objective = self._objective(name)
+        for _, objective in self._named_objectives():  # one of weight 0, too: another may use its head
             objective.before_update(At(objective.config, clock))
 
     @torch.no_grad()
