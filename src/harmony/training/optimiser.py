@@ -21,10 +21,10 @@ _SPARED = ("bias", "token", "pos_embed", "positional_embedding", "positions", "s
 def decays(name: str, parameter: nn.Parameter, rule: Literal["weights_only", "published"]) -> bool:
     """Whether weight decay pulls on a parameter.
 
-    `weights_only`: the matrices of linear, convolution and embedding layers, and lengths of prototypes that are trained,
-    as in DINO's code. Never norms, biases, class, register and mask tokens, positions, temperatures. `published`: all but
-    one-dimensional tensors and biases, as the published code has it (its quirk C16); its mask tokens have leading
-    dimensions that ours lack, so they count as weights.
+    `weights_only`: the matrices of linear, convolution and embedding layers, and lengths of prototypes where they are
+    trained, as in DINO's code. Never norms, biases, class, register and mask tokens, positions, temperatures.
+    `published`: all but one-dimensional tensors and biases, as the published code has it (its quirk C16); its mask
+    tokens have leading dimensions that ours lack, so they count as weights.
     """
     leaf = name.rsplit(".", 1)[-1]
     if rule == "published":
