@@ -50,7 +50,11 @@ def test_markdown_has_a_line_for_every_row():
     trained = {"name": "a|b", "flops_a_pair": 2e9, "changes": ["x 1 → 2"], "copy": "student"}
     untrained["cells"], trained["cells"] = {"knn/top1": value | {"mean": 0.1, "best": False}}, {"knn/top1": value}
     found = {"command": "harmony compare a b", "columns": [column], "rows": [untrained, trained], "seeds": [0]}
-    found |= {"begins_untrained": True, "versions": {"torch": "2.14.0 and 2.15.0", "timm": "1.0"}}
+    found |= {
+        "begins_untrained": True,
+        "begin_elsewhere": [],
+        "versions": {"torch": "2.14.0 and 2.15.0", "timm": "1.0"},
+    }
     found |= {"examples": 32, "steps": 4, "batch_size": 8}
     found |= {"pairs": {"uri": "scenes:"}, "measured_on": "scenes:val", "learned_from": "scenes:"}
     lines = markdown(found).splitlines()
@@ -60,5 +64,8 @@ def test_markdown_has_a_line_for_every_row():
     assert "- a|b: x 1 → 2" in lines
     assert any("untrained is the model of a before its first step." in line for line in lines)
     assert any("Not all runs are of the same software: torch 2.14.0 and 2.15.0." in line for line in lines)
+    assert not any("other positions" in line for line in lines)
+    lines = markdown(found | {"begin_elsewhere": ["b", "c"]}).splitlines()
+    assert any("Begun from a tower with other positions than untrained: b, c." in line for line in lines)
     lines = markdown(found | {"begins_untrained": False}).splitlines()
     assert any("untrained is the model of a as it is drawn, without model.init." in line for line in lines)

@@ -44,14 +44,20 @@ def _grid(
     found: Mapping[str, Any], columns: Sequence[Mapping[str, Any]], over: str, unit: float, across: Across
 ) -> Html:
     charts = []
-    untrained = found["rows"][0]["runs"]  # every run begins as this model of its seed, if not from given weights
+    untrained = found["rows"][0]["runs"]  # runs begin as this model of their seed, if not elsewhere
     begin = {seed: run["curve"] if found["begins_untrained"] else [] for seed, run in untrained.items()}
+    elsewhere = dict.fromkeys(untrained, ())
     for column in columns:
         trained = [row for row in found["rows"] if row["name"] != UNTRAINED]
         lines = [
             line
             for place, row in enumerate(trained)
-            if (line := _line(row, begin, column, over, unit, place)) is not None
+            if (
+                line := _line(
+                    row, elsewhere if row["name"] in found["begin_elsewhere"] else begin, column, over, unit, place
+                )
+            )
+            is not None
         ]
         if not lines:
             continue

@@ -48,6 +48,7 @@ def numbers(plan: Plan, folder: Folder) -> Values:
         "tasks": list(plan.tasks),
         "along": list(plan.along),
         "begins_untrained": plan.first.model.init is None,
+        "begin_elsewhere": [entry.name for entry in plan.entries if _positions(entry) != _positions(plan.twin)],
         "columns": columns,
         "rows": rows,
     }
@@ -60,6 +61,11 @@ def _versions(runs: Sequence[Measured]) -> dict[str, str]:
         package: " and ".join(sorted({software[package] for software in made_with if package in software})) or now
         for package, now in installed().items()
     }
+
+
+def _positions(entry: Entry) -> str:
+    """The one setting of the tower that is a row's own and changes how it is drawn."""
+    return entry.row.recipe.model.image.position_embedding
 
 
 def _untrained(plan: Plan, runs: Mapping[int, Measured]) -> Values:
@@ -163,6 +169,8 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
         f"Measured on {found['measured_on']}; what learns from labels does so from {found['learned_from']}.",
         f"{UNTRAINED} is the model of {found['rows'][0]['like']} {before}.",
     ]
+    if found["begin_elsewhere"]:
+        said.append(f"Begun from a tower with other positions than {UNTRAINED}: {', '.join(found['begin_elsewhere'])}.")
     student = [row["name"] for row in found["rows"] if row.get("copy") == "student"]
     if student:
         said.append(f"Measured by their student, as nothing in them asks a teacher: {', '.join(student)}.")
