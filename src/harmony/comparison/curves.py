@@ -46,18 +46,14 @@ def _grid(
     charts = []
     untrained = found["rows"][0]["runs"]  # runs begin as this model of their seed, if not elsewhere
     begin = {seed: run["curve"] if found["begins_untrained"] else [] for seed, run in untrained.items()}
-    elsewhere = dict.fromkeys(untrained, ())
+    nothing = dict.fromkeys(begin, ())
+    begins = {row["name"]: nothing if row["name"] in found["begin_elsewhere"] else begin for row in found["rows"]}
     for column in columns:
         trained = [row for row in found["rows"] if row["name"] != UNTRAINED]
         lines = [
             line
             for place, row in enumerate(trained)
-            if (
-                line := _line(
-                    row, elsewhere if row["name"] in found["begin_elsewhere"] else begin, column, over, unit, place
-                )
-            )
-            is not None
+            if (line := _line(row, begins[row["name"]], column, over, unit, place)) is not None
         ]
         if not lines:
             continue
